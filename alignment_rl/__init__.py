@@ -1,0 +1,1 @@
+"""Reinforcement learning towards broadly and persistently beneficial models."""

@@ -1,0 +1,1 @@
+"""Benchmarks: a file is an area, and lists its `BENCHMARKS`."""

@@ -1,0 +1,128 @@
+"""Configs, plug-ins by file name, and how a program starts and fails.
+
+A plug-in is a file in one of four folders and its name in the config is its
+file name. A program's mistakes of the user end in one sentence and exit code 2.
+"""
+
+import dataclasses
+import importlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from alignment_rl.errors import UserError
+
+
+def parse_arg(arg: str | None, variants: Sequence[str]) -> str:
+  """The variant after the colon of `--config=FILE.py:VARIANT`.
+
+  Without one, the first of `variants`.
+
+  Raises:
+    UserError: there is no such variant.
+  """
+  if not arg:
+    return variants[0]
+  if arg not in variants:
+    raise UserError(
+      f'unknown variant {arg!r}; this config has {list(variants)}'
+    )
+  return arg
+
+
+def load(kind: str, name: str) -> ModuleType:
+  """Imports the plug-in `alignment_rl/<kind>/<name>.py`.
+
+  Raises:
+    UserError: there is no such file.
+  """
+  names = plugins(kind)
+  if name not in names:
+    raise UserError(
+      f'unknown {kind} {name!r}; have {names}; add alignment_rl/{kind}/'
+      f'{name}.py to define it'
+    )
+  return importlib.import_module(f'alignment_rl.{kind}.{name}')
+
+
+def plugins(kind: str) -> list[str]:
+  """The plug-ins of a kind, by file name. Models share `decoder`, no family."""
+  folder = pathlib.Path(__file__).parent / kind
+  names = sorted(p.stem for p in folder.glob('*.py'))
+  return [n for n in names if n not in ('__init__', 'decoder')]
+
+
+def settings(cls: type, section: ConfigDict, where: str) -> Any:
+  """A config section as a frozen dataclass, so that nothing below reads configs.
+
+  Raises:
+    UserError: the section has a field that `cls` lacks, or lacks one.
+  """
+  have = {f.name for f in dataclasses.fields(cls)}
+  given = set(section)
+  if have != given:
+    raise UserError(
+      f'config.{where} has fields {sorted(given)}, expected {sorted(have)}'
+    )
+  return cls(**section)
+
+
+def choose(value: str, options: Sequence[str], where: str) -> str:
+  """`value`, if it is one of `options`.
+
+  Raises:
+    UserError: it is not.
+  """
+  if value not in options:
+    raise UserError(
+      f'config.{where} is {value!r}, expected one of {list(options)}'
+    )
+  return value
+
+
+def define_config_flags() -> None:
+  """The flags of a program that takes a config: --config and --workdir."""
+  config_flags.DEFINE_config_file('config', None, 'FILE.py[:VARIANT]')
+  flags.DEFINE_string('workdir', None, 'where the run writes')
+  flags.DEFINE_string(
+    'distributed',
+    '',
+    "'auto' on a pod, or COORDINATOR:PORT,PROCESSES,INDEX; empty = one process",
+  )
+
+
+def run(main: Callable[[], None], required: Sequence[str] = ()) -> None:
+  """Parses flags, runs `main`, and turns mistakes into a sentence and exit 2."""
+  try:
+    left = _parse(sys.argv)
+    if left:
+      raise UserError(f'unknown argument {left[0]!r}; flags start with --')
+    for name in required:
+      if flags.FLAGS[name].value is None:
+        raise UserError(f'--{name} is missing; see --help')
+    main()
+  except UserError as e:
+    print(f'error: {e}', file=sys.stderr)
+    sys.stderr.flush()
+    # No clean-up that could hang on other processes or half-made arrays.
+    os._exit(2)
+
+
+def _parse(argv):
+  try:
+    return flags.FLAGS(argv)[1:]
+  except UserError:
+    raise
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    first = str(e).strip().strip('"\'').splitlines()[0]
+    raise UserError(f'bad flag: {first}; see --help and configs/base.py') from e
+  except OSError as e:
+    raise UserError(
+      f'cannot read the config: {e}; give --config=FILE.py'
+    ) from e

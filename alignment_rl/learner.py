@@ -1,0 +1,341 @@
+"""The update: one jitted, donated, sharded function of (state, batch).
+
+Parameters, optimizer state and losses are float32; matrix products take the
+model's `dtype`. The gradient is a sum of passes, each over one micro-batch and
+one stream, so that the norm of every stream's own gradient is known where it is
+asked for, at no cost when micro-batches hold one stream each.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from alignment_rl import objectives, rollout, sharding
+from alignment_rl.models.decoder import Decoder
+from alignment_rl.types import Batch, TrainState
+
+
+_SUMS = ('tokens', 'nll', 'kl', 'entropy', 'clip_fraction', 'log_ratio_outside')
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+  """What the loss is made of.
+
+  Attributes:
+    temperature: of the sampled policy.
+    clip_low, clip_high: the ratio is clipped to [1 - low, 1 + high].
+    kl: coefficient of k2 to the reference in the loss, per nat.
+    value: coefficient of the value loss; 0 leaves the value head untouched.
+    value_clip: how far from its old value the value is trusted.
+  """
+
+  temperature: float = 1.0
+  clip_low: float = 0.2
+  clip_high: float = 0.2
+  kl: float = 0.0
+  value: float = 0.0
+  value_clip: float = 0.2
+
+
+def make_optimizer(
+  *,
+  name: str,
+  learning_rate: float,
+  warmup: int,
+  steps: int,
+  schedule: str,
+  clip_norm: float,
+  weight_decay: float,
+  b1: float,
+  b2: float,
+  trainable: str,
+) -> optax.GradientTransformation:
+  """An optax chain: clip by global norm, optimizer, schedule.
+
+  Args:
+    name: 'adamw', 'adafactor', 'lion' or 'sgd'.
+    learning_rate: peak.
+    warmup: steps of linear warm-up from 0.
+    steps: length of the schedule, warm-up included.
+    schedule: 'constant', 'linear' or 'cosine' (both to 0).
+    clip_norm: global gradient norm is cut to it; 0 = no clipping.
+    weight_decay: decoupled, on matrices only.
+    trainable: regular expression over parameter paths such as 'layers/q'; what
+      it does not match stays as it is.
+
+  Raises:
+    KeyError: unknown `name` or `schedule`.
+  """
+  after = max(steps - warmup, 1)
+  curve = {
+    'constant': lambda: optax.constant_schedule(learning_rate),
+    'linear': lambda: optax.linear_schedule(learning_rate, 0.0, after),
+    'cosine': lambda: optax.cosine_decay_schedule(learning_rate, after),
+  }[schedule]()
+  if warmup:
+    # Starts above 0: an update that cannot move anything would be wasted.
+    ramp = optax.linear_schedule(learning_rate / warmup, learning_rate, warmup)
+    curve = optax.join_schedules([ramp, curve], [warmup])
+  matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+  optimizer = {
+    'adamw': lambda: optax.adamw(
+      curve, b1, b2, weight_decay=weight_decay, mask=matrices
+    ),
+    'lion': lambda: optax.lion(
+      curve, b1, b2, weight_decay=weight_decay, mask=matrices
+    ),
+    'adafactor': lambda: optax.adafactor(
+      curve, weight_decay_rate=weight_decay or None
+    ),
+    'sgd': lambda: optax.sgd(curve),
+  }[name]()
+  parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+  chain = optax.chain(*parts, optimizer)
+  if trainable == '.*':
+    return chain
+  mask = lambda params: jax.tree.map_with_path(
+    lambda path, _: bool(re.fullmatch(trainable, param_name(path))), params
+  )
+  frozen = lambda params: jax.tree.map(lambda t: not t, mask(params))
+  # The outer mask zeroes what the inner one passes through untouched.
+  return optax.chain(
+    optax.masked(chain, mask), optax.masked(optax.set_to_zero(), frozen)
+  )
+
+
+def param_name(path) -> str:
+  """A tree path as 'layers/q'."""
+  return '/'.join(str(getattr(k, 'key', k)) for k in path)
+
+
+def state_shardings(
+  model: Decoder, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> tuple[Any, Any]:
+  """Abstract state and its shardings, before any array exists.
+
+  Returns:
+    TrainState of ShapeDtypeStruct, TrainState of NamedSharding.
+  """
+
+  def init():
+    tokens = jnp.zeros((1, 1, 2), jnp.int32)
+    boxed = model.init(jax.random.key(0), tokens, method='init_everything')
+    params = boxed['params']
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+  boxed = jax.eval_shape(init)
+  return nn.meta.unbox(boxed), sharding.param_shardings(boxed, mesh)
+
+
+def init_params(model: Decoder, shardings: Any, key: jax.Array) -> Any:
+  """Random float32 parameters, made sharded."""
+
+  def init(key):
+    tokens = jnp.zeros((1, 1, 2), jnp.int32)
+    boxed = model.init(key, tokens, method='init_everything')
+    return nn.meta.unbox(boxed['params'])
+
+  return jax.jit(init, out_shardings=shardings)(key)
+
+
+def make_passes(
+  streams: np.ndarray,
+  counted: np.ndarray,
+  micro_batches: int,
+  n_streams: int,
+  per_stream: bool,
+) -> tuple[np.ndarray, int]:
+  """The order in which an update reads its micro-batches.
+
+  Row b lies in micro-batch b % micro_batches (so every device has rows of each).
+  With `per_stream`, a micro-batch is read once for every stream it holds, and
+  passes are sorted by stream; else once for all. A micro-batch in which no row
+  counts is not read at all.
+
+  Args:
+    streams: int32 [B].
+    counted: bool [B], rows with some weight in the loss.
+
+  Returns:
+    int32 [micro_batches * n_streams, 2] of (micro-batch, stream or -1 for all),
+    and how many of them count.
+  """
+  passes = []
+  for m in range(micro_batches):
+    held = set(streams[m::micro_batches][counted[m::micro_batches]].tolist())
+    if held and not per_stream:
+      held = {-1}
+    passes += [(m, s) for s in held]
+  passes.sort(key=lambda p: (p[1], p[0]))
+  out = np.full((micro_batches * n_streams, 2), -1, np.int32)
+  out[: len(passes)] = passes
+  return out, len(passes)
+
+
+def make_update(
+  model: Decoder,
+  tx: optax.GradientTransformation,
+  settings: LossSettings,
+  shardings: TrainState,
+  mesh: jax.sharding.Mesh,
+  *,
+  micro_batches: int,
+  n_streams: int,
+):
+  """Compiles `update(state, batch, passes, n_passes) -> (state, measured)`.
+
+  `state` is donated. `measured` holds float32 scalars over the global batch
+  and, under 'by_stream', float32 [n_streams]: token means (nats, or shares of
+  tokens), the distribution of |log-ratio| between sampler and trainer, and the
+  norm of each stream's own gradient, 0 where passes are not per stream. A
+  stream without tokens in the batch has NaN means.
+  """
+
+  def loss_fn(params, batch):
+    r = batch.rollout
+    logprobs, entropy, values = rollout.teacher_force(
+      model,
+      params,
+      r.prompts,
+      r.prompt_lengths,
+      r.completions,
+      settings.temperature,
+    )
+    # A demonstration is a completion whose importance ratio is 1.
+    sampled = jnp.where(
+      batch.demonstration[..., None],
+      jax.lax.stop_gradient(logprobs),
+      r.logprobs,
+    )
+    policy, clipped = objectives.policy_loss(
+      logprobs,
+      sampled,
+      batch.advantages,
+      clip_low=settings.clip_low,
+      clip_high=settings.clip_high,
+    )
+    kl = objectives.kl_k2(logprobs, batch.reference_logprobs)
+    token = policy + settings.kl * kl
+    if settings.value:
+      token += settings.value * objectives.value_loss(
+        values, batch.values, batch.returns, clip=settings.value_clip
+      )
+    w = batch.weights
+    loss = jnp.where(w > 0, w * token, 0.0).sum()
+    real = jnp.arange(r.completions.shape[-1]) < r.lengths[..., None]
+    log_ratio = jnp.abs(logprobs - sampled)
+    ratio = jnp.exp(jnp.clip(logprobs - sampled, -20.0, 20.0))
+    of_stream = jax.nn.one_hot(batch.stream, n_streams)  # [B, streams]
+    total = lambda x: jnp.where(real, x, 0.0).sum((1, 2)) @ of_stream
+    sums = {
+      'tokens': total(1.0),
+      'nll': total(-logprobs),
+      'kl': total(kl),
+      'entropy': total(entropy),
+      'clip_fraction': total(clipped),
+      'log_ratio_outside': total((ratio < 0.9) | (ratio > 1.1)),
+    }
+    return loss, (loss, sums, jnp.where(real, log_ratio, -1.0))
+
+  def update(state, batch, passes, n_passes):
+    cut = lambda x: x.reshape(-1, micro_batches, *x.shape[1:])
+    batch = jax.tree.map(cut, batch)
+    zero = jax.tree.map(jnp.zeros_like, state.params)
+    shape = batch.rollout.logprobs.shape
+
+    def one_pass(i, carry):
+      total, current, norms, loss, sums, ratios = carry
+      m, stream = passes[i, 0], passes[i, 1]
+      micro = jax.tree.map(
+        lambda x: jax.lax.dynamic_index_in_dim(x, m, 1, keepdims=False), batch
+      )
+      mine = ((stream < 0) | (micro.stream == stream))[:, None]
+      lengths = jnp.where(mine, micro.rollout.lengths, 0)
+      micro = micro.replace(
+        weights=jnp.where(mine[..., None], micro.weights, 0.0),
+        rollout=micro.rollout.replace(lengths=lengths),
+      )
+      grads, (part, new, ratio) = jax.grad(loss_fn, has_aux=True)(
+        state.params, micro
+      )
+      current = jax.tree.map(jnp.add, current, grads)
+      sums = jax.tree.map(jnp.add, sums, new)
+      old = jax.lax.dynamic_index_in_dim(ratios, m, 1, keepdims=False)
+      ratios = jax.lax.dynamic_update_index_in_dim(
+        ratios, jnp.maximum(old, ratio), m, 1
+      )
+      following = passes[jnp.minimum(i + 1, len(passes) - 1), 1]
+      last = (i + 1 == n_passes) | (following != stream)
+
+      def close(total, current, norms):
+        at = jnp.where(stream < 0, n_streams, stream)
+        norms = norms.at[at].set(optax.tree.norm(current), mode='drop')
+        return jax.tree.map(jnp.add, total, current), zero, norms
+
+      total, current, norms = jax.lax.cond(
+        last, close, lambda *x: x, total, current, norms
+      )
+      return total, current, norms, loss + part, sums, ratios
+
+    carry = (
+      zero,
+      zero,
+      jnp.zeros(n_streams),
+      jnp.zeros(()),
+      {name: jnp.zeros(n_streams) for name in _SUMS},
+      jnp.full(shape, -1.0),
+    )
+    grads, _, norms, loss, sums, ratios = jax.lax.fori_loop(
+      0, n_passes, one_pass, carry
+    )
+    norm = optax.tree.norm(grads)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    measured = {
+      'loss': loss,
+      'gradient_norm': norm,
+      'update_norm': optax.tree.norm(updates),
+    }
+    by_stream = {k: v / sums['tokens'] for k, v in sums.items()}
+    mine = jnp.arange(n_streams)[:, None, None] == batch.stream  # B is cut
+    seen = jnp.where(mine[..., None, None] & (ratios >= 0), ratios, jnp.nan)
+    by_stream |= {
+      'tokens': sums['tokens'],
+      'gradient': norms,
+      'log_ratio_mean': jnp.nanmean(seen, axis=(1, 2, 3, 4)),
+      'log_ratio_p95': jnp.nanpercentile(seen, 95, axis=(1, 2, 3, 4)),
+      'log_ratio_max': jnp.nanmax(seen, axis=(1, 2, 3, 4)),
+    }
+    measured['by_stream'] = by_stream
+    return TrainState(state.step, params, opt_state), measured
+
+  rows, one = sharding.rows(mesh), sharding.replicated(mesh)
+  return jax.jit(
+    update,
+    in_shardings=(shardings, rows, one, one),
+    out_shardings=(shardings, one),
+    donate_argnums=0,
+  )
+
+
+def make_scores(model: Decoder, mesh: jax.sharding.Mesh, temperature: float):
+  """Compiles `scores(params, rollout) -> (logprobs, values)`, [B, G, C] each.
+
+  For the reference policy's log-probabilities (nats) and PPO's old values.
+  """
+
+  def scores(params, r):
+    logprobs, _, values = rollout.teacher_force(
+      model, params, r.prompts, r.prompt_lengths, r.completions, temperature
+    )
+    return logprobs, values
+
+  rows = sharding.rows(mesh)
+  return jax.jit(scores, in_shardings=(None, rows), out_shardings=rows)

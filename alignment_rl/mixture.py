@@ -1,0 +1,158 @@
+"""Which record fills every slot of every step, and what dose came of it.
+
+Base streams fill every slot; overlay streams *replace* slots. Slot r of the run
+owns the number frac(r * golden ratio + offset), and an overlay takes it iff the
+number lies in an interval as wide as its fraction. So the dose is on target at
+every prefix, the slots taken at 1 % are among those taken at 5 %, every other
+slot holds the same base record in every arm, and fraction 0 *is* the control.
+Pure functions of (seed, step): numpy only, no I/O, no iterator state.
+"""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from alignment_rl.errors import UserError
+
+_GOLDEN = (5**0.5 - 1) / 2
+_SILVER = 2**0.5 - 1  # A second irrational: base choice ignores overlay choice.
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+  """One entry of a mixture.
+
+  Attributes:
+    size: number of records.
+    weight: share of the base, in proportion to the other base streams.
+    fraction: share of all slots that an overlay replaces, in [0, 1].
+  """
+
+  size: int
+  weight: float = 0.0
+  fraction: float = 0.0
+
+
+class Mixture:
+  """Assigns (stream, record) to every slot.
+
+  Raises:
+    UserError: fractions or weights that make no mixture, or an empty stream.
+  """
+
+  def __init__(self, streams: Mapping[str, Stream], *, slots: int, seed: int):
+    _check(streams)
+    self.streams = dict(streams)
+    self.slots = slots  # B, per step
+    self.seed = seed
+    self.base = [n for n, s in streams.items() if s.weight > 0]
+    self.overlays = [n for n, s in streams.items() if s.weight == 0]
+    self._offsets = np.random.default_rng((seed, 0)).random(2)
+
+  def at(self, step: int) -> list[tuple[str, int]]:
+    """The records of one step: B pairs (stream name, record index)."""
+    # Every stream deals its own shuffled deck, so a slot's record is the count
+    # of earlier slots of its stream; base decks count slots as if no overlay
+    # existed, which is what keeps them equal across doses.
+    end = (step + 1) * self.slots
+    base, overlay = self._owners(end)
+    out = []
+    for r in range(end - self.slots, end):
+      if overlay[r] >= 0:
+        name, owners, owner = self.overlays[overlay[r]], overlay, overlay[r]
+      else:
+        name, owners, owner = self.base[base[r]], base, base[r]
+      turn = int(np.count_nonzero(owners[:r] == owner))
+      out.append((name, self._record(name, turn)))
+    return out
+
+  def _owners(self, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """Base and overlay index of slots [0, end); -1 where no overlay is."""
+    r = np.arange(end)
+    cuts = np.cumsum([self.streams[n].fraction for n in self.overlays])
+    number = (r * _GOLDEN + self._offsets[0]) % 1.0
+    overlay = np.searchsorted(cuts, number, side='right')
+    overlay = np.where(overlay == len(self.overlays), -1, overlay)
+    weights = np.array([self.streams[n].weight for n in self.base])
+    cuts = np.cumsum(weights / weights.sum())[:-1]
+    number = (r * _SILVER + self._offsets[1]) % 1.0
+    return np.searchsorted(cuts, number, side='right'), overlay
+
+  def _record(self, name: str, turn: int) -> int:
+    epoch, place = divmod(turn, self.streams[name].size)
+    return int(_deck(self.seed, name, epoch, self.streams[name].size)[place])
+
+
+@functools.lru_cache(maxsize=64)
+def _deck(seed, name, epoch, size):
+  # Seeded by the name, so that adding a stream does not reorder the others.
+  rng = np.random.default_rng((seed, 1, zlib.crc32(name.encode()), epoch))
+  return rng.permutation(size)
+
+
+def _check(streams):
+  for name, s in streams.items():
+    if s.size < 1:
+      raise UserError(
+        f'stream {name!r} has no records; check its source or remove it'
+      )
+    if s.weight < 0 or not 0 <= s.fraction <= 1:
+      raise UserError(
+        f'stream {name!r} has weight {s.weight} and fraction {s.fraction}; '
+        'expected weight >= 0 and a fraction between 0 and 1'
+      )
+    if s.weight > 0 and s.fraction > 0:
+      raise UserError(
+        f'stream {name!r} has both weight {s.weight} and fraction '
+        f'{s.fraction}; set weight for a base stream or fraction for an overlay'
+      )
+  if not any(s.weight > 0 for s in streams.values()):
+    raise UserError(
+      f'no stream of {sorted(streams)} has a weight; give at least one base '
+      'stream weight > 0'
+    )
+  total = sum(s.fraction for s in streams.values())
+  if total > 1 + 1e-9:
+    raise UserError(
+      f'overlay fractions add up to {total:g}; lower them to at most 1'
+    )
+
+
+class DoseLedger:
+  """Running shares of each stream in what the gradient saw.
+
+  The planned fraction counts slots; short replies, groups without spread and
+  small gradients make the realised dose another. Four measures, each a share
+  of the run so far: slots, completion tokens, sum of |advantage| and the sum
+  over updates of the norm of the stream's own gradient.
+  """
+
+  MEASURES = ('slots', 'tokens', 'advantage', 'gradient')
+
+  def __init__(self, names: Sequence[str]):
+    self.names = list(names)
+    self.totals = {m: np.zeros(len(names)) for m in self.MEASURES}
+
+  def add(self, **amounts: np.ndarray) -> None:
+    """Adds one step's amount per stream, float [streams] by measure."""
+    for measure, amount in amounts.items():
+      self.totals[measure] += np.asarray(amount, np.float64)
+
+  def shares(self) -> dict[str, float]:
+    """`dose/<stream>/<measure>`; a measure never seen is left out."""
+    out = {}
+    for measure, total in self.totals.items():
+      if total.sum() > 0:
+        for name, share in zip(self.names, total / total.sum(), strict=True):
+          out[f'dose/{name}/{measure}'] = float(share)
+    return out
+
+  def state(self) -> dict[str, list[float]]:
+    """For the checkpoint; `restore` takes it back, to the last bit."""
+    return {m: t.tolist() for m, t in self.totals.items()}
+
+  def restore(self, state: Mapping[str, Sequence[float]]) -> None:
+    self.totals = {m: np.array(state[m], np.float64) for m in self.MEASURES}

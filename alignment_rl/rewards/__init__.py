@@ -1,0 +1,1 @@
+"""Rewards: a file is a reward, named by `config.streams.<key>.reward`."""

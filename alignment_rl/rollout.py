@@ -1,0 +1,381 @@
+"""Prompts to completions, and completions to log-probabilities.
+
+One alignment for both: entry t describes completion token t given all before
+it, and a group shares one copy of its prompt's keys and values. `Sampler` draws
+rollouts; `teacher_force` scores given completions and is what the update
+differentiates; `TextScorer` is the judge that rewards and benchmarks read with.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignment_rl import sharding, text
+from alignment_rl.models.decoder import Decoder
+from alignment_rl.types import KVCache, Rollout, Tokenizer
+
+# Tokens whose logits exist at one time: 512 x 49152 float32 are 100 MB.
+_LOGITS_CHUNK = 512
+
+
+def prefill(model: Decoder, params, prompts, prompt_lengths):
+  """Runs the prompts once.
+
+  Args:
+    prompts: int32 [B, P], padded on the right.
+    prompt_lengths: int32 [B].
+
+  Returns:
+    The hidden state of each prompt's last token, float32 [B, D], and the shared
+    prompt segment, KVCache [L, B, P, K, H].
+  """
+  chex.assert_rank([prompts, prompt_lengths], [2, 1])
+  B, P = prompts.shape
+  positions = jnp.broadcast_to(jnp.arange(P), (B, 1, P))
+  hidden, segment = model.apply({'params': params}, prompts[:, None], positions)
+  last = (prompt_lengths - 1)[:, None, None]
+  return (
+    jnp.take_along_axis(hidden[:, 0], last, axis=1)[:, 0],
+    jax.tree.map(lambda x: x[:, :, 0], segment),
+  )
+
+
+def hidden_before(model: Decoder, params, prompts, prompt_lengths, completions):
+  """The hidden state from which each completion token is predicted.
+
+  Returns:
+    float32 [B, G, C, D].
+  """
+  chex.assert_rank(completions, 3)
+  B, G, C = completions.shape
+  last, prefix = prefill(model, params, prompts, prompt_lengths)
+  first = jnp.broadcast_to(last[:, None, None], (B, G, 1, last.shape[-1]))
+  if C == 1:
+    return first
+  # The last token predicts nothing that is asked for: C - 1 tokens suffice.
+  positions = prompt_lengths[:, None, None] + jnp.arange(C - 1)
+  hidden, _ = model.apply(
+    {'params': params},
+    completions[..., :-1],
+    jnp.broadcast_to(positions, (B, G, C - 1)),
+    prefix=prefix,
+    prefix_lengths=prompt_lengths,
+  )
+  return jnp.concatenate([first, hidden], axis=2)
+
+
+def token_logprobs(model: Decoder, params, hidden, tokens, temperature=1.0):
+  """Log-probability of each token and entropy of its distribution, in nats.
+
+  Logits are made a chunk of tokens at a time and made again in the backward
+  pass, so those of a whole batch never exist.
+
+  Args:
+    hidden: float32 [..., D], the state before each token.
+    tokens: int32 [...].
+    temperature: divides the logits.
+
+  Returns:
+    Two float32 [...].
+  """
+  D, shape = hidden.shape[-1], tokens.shape
+  n = int(np.prod(shape))
+  chunk = min(_LOGITS_CHUNK, n)
+  extra = -n % chunk
+  hidden = jnp.pad(hidden.reshape(n, D), ((0, extra), (0, 0)))
+  tokens = jnp.pad(tokens.reshape(n), (0, extra))
+
+  @jax.checkpoint
+  def one(hidden, tokens):
+    logits = model.apply({'params': params}, hidden, method='logits')
+    logits = logits / temperature
+    norm = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    mean = (jnp.exp(logits - norm[:, None]) * logits).sum(-1)
+    return chosen - norm, jax.lax.stop_gradient(norm - mean)
+
+  if n == chunk:
+    logprobs, entropy = one(hidden, tokens)
+  else:
+    logprobs, entropy = jax.lax.map(
+      lambda xs: one(*xs),
+      (hidden.reshape(-1, chunk, D), tokens.reshape(-1, chunk)),
+    )
+  return tuple(x.reshape(-1)[:n].reshape(shape) for x in (logprobs, entropy))
+
+
+def teacher_force(
+  model: Decoder,
+  params,
+  prompts: jax.Array,
+  prompt_lengths: jax.Array,
+  completions: jax.Array,
+  temperature: float = 1.0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """What the policy says of given completions; differentiable in `params`.
+
+  Args:
+    prompts: int32 [B, P].
+    prompt_lengths: int32 [B].
+    completions: int32 [B, G, C].
+    temperature: of the policy that is trained.
+
+  Returns:
+    Log-probabilities and entropies in nats, and values, float32 [B, G, C].
+  """
+  hidden = hidden_before(model, params, prompts, prompt_lengths, completions)
+  logprobs, entropy = token_logprobs(
+    model, params, hidden, completions, temperature
+  )
+  values = model.apply({'params': params}, hidden, method='value')
+  return logprobs, entropy, values
+
+
+class Sampler:
+  """Draws G completions a prompt from the full vocabulary.
+
+  Randomness is addressed: token t of completion g in slot r of a step depends
+  on (seed, purpose, step, r, g, t) alone, so a row's sample does not change
+  with batch layout, mesh or the other rows.
+  """
+
+  def __init__(
+    self,
+    model: Decoder,
+    mesh: jax.sharding.Mesh,
+    *,
+    group: int,
+    length: int,
+    eos_ids: Sequence[int],
+    temperature: float = 1.0,
+  ):
+    """`length` is C, tokens; `temperature` 0 takes the likeliest token."""
+    self.group, self.length = group, length
+    rows, one = sharding.rows(mesh), sharding.replicated(mesh)
+    self.rows = rows
+    self._sample = jax.jit(
+      functools.partial(
+        _sample, model, group, length, tuple(eos_ids), temperature
+      ),
+      in_shardings=(None, rows, rows, rows, one),
+      out_shardings=rows,
+    )
+
+  def __call__(
+    self,
+    params,
+    prompts: np.ndarray,
+    prompt_lengths: np.ndarray,
+    slots: np.ndarray,
+    key: jax.Array,
+  ) -> Rollout:
+    """Samples one batch.
+
+    Args:
+      prompts: int32 [B, P] on the host.
+      prompt_lengths: int32 [B].
+      slots: int32 [B], the address of each row's randomness.
+      key: of (seed, purpose, step).
+
+    Returns:
+      Global arrays, rows over the mesh.
+    """
+    place = lambda x: sharding.to_global(np.asarray(x, np.int32), self.rows)
+    return self._sample(
+      params, place(prompts), place(prompt_lengths), place(slots), key
+    )
+
+
+def _sample(
+  model, G, C, eos_ids, temperature, params, prompts, prompt_lengths, slots, key
+):
+  c = model.config
+  B = prompts.shape[0]
+  params = _cast_matrices(params, c.dtype)
+  last, prefix = prefill(model, params, prompts, prompt_lengths)
+  shape = (c.layers, B, G, C, c.kv_heads, c.head_dim)
+  cache = KVCache(jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype))
+  prefix = jax.tree.map(lambda x: x.astype(c.dtype), prefix)
+  fold = jax.random.fold_in
+  keys = jax.vmap(
+    lambda r: jax.vmap(lambda g: fold(fold(key, r), g))(jnp.arange(G))
+  )(slots)
+  ends = jnp.array(eos_ids)
+
+  def choose(t, hidden):
+    logits = model.apply({'params': params}, hidden, method='logits')
+    if temperature == 0:
+      logprobs = jax.nn.log_softmax(logits)
+      token = logits.argmax(-1)
+    else:
+      logprobs = jax.nn.log_softmax(logits / temperature)
+      draw = lambda key, lp: lp + jax.random.gumbel(fold(key, t), lp.shape)
+      token = jax.vmap(jax.vmap(draw))(keys, logprobs).argmax(-1)
+    chosen = jnp.take_along_axis(logprobs, token[..., None], -1)[..., 0]
+    return token.astype(jnp.int32), chosen
+
+  def body(carry):
+    t, hidden, cache, tokens, logprobs, lengths, done = carry
+    token, logprob = choose(t, hidden)
+    tokens = tokens.at[..., t].set(jnp.where(done, 0, token))
+    logprobs = logprobs.at[..., t].set(jnp.where(done, 0.0, logprob))
+    lengths = lengths + ~done
+    done = done | jnp.isin(token, ends)
+    positions = jnp.broadcast_to(
+      (prompt_lengths + t)[:, None, None], (*token.shape, 1)
+    )
+    hidden, cache = model.apply(
+      {'params': params},
+      token[..., None],
+      positions,
+      prefix=prefix,
+      prefix_lengths=prompt_lengths,
+      cache=cache,
+      slot=t,
+    )
+    return t + 1, hidden[:, :, 0], cache, tokens, logprobs, lengths, done
+
+  carry = (
+    0,
+    jnp.broadcast_to(last[:, None], (B, G, last.shape[-1])),
+    cache,
+    jnp.zeros((B, G, C), jnp.int32),
+    jnp.zeros((B, G, C), jnp.float32),
+    jnp.zeros((B, G), jnp.int32),
+    jnp.zeros((B, G), bool),
+  )
+  carry = jax.lax.while_loop(
+    lambda carry: (carry[0] < C) & ~carry[-1].all(), body, carry
+  )
+  tokens, logprobs, lengths = carry[3:6]
+  return Rollout(prompts, prompt_lengths, tokens, lengths, logprobs)
+
+
+def _cast_matrices(params, dtype):
+  # Once before the loop: inside it every token would convert every weight. The
+  # norms' scales and the heads' vectors stay float32.
+  return jax.tree.map(
+    lambda w: w.astype(dtype) if w.ndim > 2 else w, params
+  ) | {'embed': params['embed'].astype(dtype)}
+
+
+def reward_scores(
+  model: Decoder, params, prompts, prompt_lengths, replies, lengths
+):
+  """The reward head at the last token of each reply.
+
+  Args:
+    prompts: int32 [B, P].
+    prompt_lengths: int32 [B].
+    replies: int32 [B, G, C].
+    lengths: int32 [B, G].
+
+  Returns:
+    float32 [B, G], Bradley-Terry logits.
+  """
+  chex.assert_rank([prompts, replies], [2, 3])
+  _, prefix = prefill(model, params, prompts, prompt_lengths)
+  positions = prompt_lengths[:, None, None] + jnp.arange(replies.shape[-1])
+  hidden, _ = model.apply(
+    {'params': params},
+    replies,
+    jnp.broadcast_to(positions, replies.shape),
+    prefix=prefix,
+    prefix_lengths=prompt_lengths,
+  )
+  last = jnp.maximum(lengths - 1, 0)[..., None, None]
+  hidden = jnp.take_along_axis(hidden, last, axis=2)[:, :, 0]
+  return model.apply({'params': params}, hidden, method='reward')
+
+
+class TextScorer:
+  """Reads text with a frozen model, in few shapes: the `Judge` of rewards.
+
+  Contexts are raw text (a caller renders chats itself). Rows are sorted by
+  shape, cut into batches of `rows`, and padded to multiples of `step` tokens.
+  """
+
+  def __init__(
+    self,
+    model: Decoder,
+    params,
+    tokenizer: Tokenizer,
+    mesh: jax.sharding.Mesh,
+    *,
+    rows: int = 8,
+    step: int = 16,
+  ):
+    self.params, self.tokenizer, self._step = params, tokenizer, step
+    shards = sharding.row_shards(mesh)
+    self._batch = -(-rows // shards) * shards
+    self._rows = split = sharding.rows(mesh)
+
+    def logprobs(params, prompts, prompt_lengths, completions, lengths):
+      values, _, _ = teacher_force(
+        model, params, prompts, prompt_lengths, completions
+      )
+      real = jnp.arange(completions.shape[-1]) < lengths[..., None]
+      return jnp.where(real, values, 0.0).sum(-1)
+
+    compiled = functools.partial(
+      jax.jit, in_shardings=(None, *[split] * 4), out_shardings=split
+    )
+    self._logprobs = compiled(logprobs)
+    self._scores = compiled(functools.partial(reward_scores, model))
+
+  def logprobs(self, contexts, continuations, progress=lambda done: None):
+    """See `Judge.logprobs`. `progress` hears how many contexts were done."""
+    return self._read(self._logprobs, contexts, continuations, progress)
+
+  def scores(self, contexts, continuations, progress=lambda done: None):
+    """See `Judge.scores`."""
+    return self._read(self._scores, contexts, continuations, progress)
+
+  def _read(
+    self,
+    function,
+    contexts: Sequence[str],
+    continuations: Sequence[Sequence[str]],
+    progress: Callable[[int], None],
+  ) -> list[np.ndarray]:
+    encode = self.tokenizer.encode
+    prompts = [encode(c) for c in contexts]
+    endings = [[encode(c) for c in group] for group in continuations]
+    bucket = lambda n: text.bucket(n, self._step)
+    shapes = [
+      (len(group), bucket(max(map(len, group))), bucket(len(prompt)))
+      for prompt, group in zip(prompts, endings, strict=True)
+    ]
+    out = [np.zeros(0, np.float32)] * len(prompts)
+    for batch in self._batches(shapes):
+      G, C, _ = shapes[batch[0]]
+      P = max(shapes[i][2] for i in batch)
+      full = [batch[j % len(batch)] for j in range(self._batch)]
+      tokens, lengths = text.pad([prompts[i] for i in full], P, 0)
+      replies, reply_lengths = text.pad(
+        [row for i in full for row in endings[i]], C, 0
+      )
+      args = (tokens, lengths, replies.reshape(-1, G, C))
+      args += (reply_lengths.reshape(-1, G),)
+      found = function(self.params, *sharding.to_global(args, self._rows))
+      for i, row in zip(batch, sharding.to_host(found), strict=False):
+        out[i] = np.asarray(row, np.float32)
+      progress(len(batch))
+    return out
+
+  def _batches(self, shapes):
+    """Runs of one (G, C), in the order of the shapes, cut at the batch size."""
+    batch = []
+    for i in sorted(range(len(shapes)), key=shapes.__getitem__):
+      if batch and (
+        len(batch) == self._batch or shapes[i][:2] != shapes[batch[0]][:2]
+      ):
+        yield batch
+        batch = []
+      batch.append(i)
+    if batch:
+      yield batch

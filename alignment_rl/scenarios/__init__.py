@@ -1,0 +1,1 @@
+"""The authored beneficial-trait scenarios: data, schema, TFDS builder."""

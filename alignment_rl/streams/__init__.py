@@ -1,0 +1,1 @@
+"""Data sources: a file is a stream, named by `config.streams.<key>.module`."""

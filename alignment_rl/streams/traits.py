@@ -1,0 +1,59 @@
+"""The trait scenarios as prompts, each with its own rubric in the metadata.
+
+Source: the authored data set of `alignment_rl/scenarios`, read through TFDS. The
+target is the beneficial reply, for SFT; RL does not look at it.
+"""
+
+from collections.abc import Sequence
+
+from alignment_rl.errors import UserError
+from alignment_rl.scenarios import builder, schema
+from alignment_rl.types import Example, Message
+
+SAMPLE = {'split': 'train', 'domains': ('health',)}
+
+
+def make(
+  *,
+  split: str,
+  traits: Sequence[str] = schema.TRAITS,
+  domains: Sequence[str] = schema.DOMAINS,
+  target: str = 'beneficial',
+) -> list[Example]:
+  """The scenarios of a split, for some traits and domains.
+
+  Args:
+    target: which reply is the demonstration: 'beneficial', 'violating' (the
+      finetuning attack) or 'refusal'.
+
+  Raises:
+    UserError: an unknown split, trait, domain or target.
+  """
+  for value, allowed in (
+    *((t, schema.TRAITS) for t in traits),
+    *((d, schema.DOMAINS) for d in domains),
+    (split, schema.SPLITS),
+    (target, schema.REPLIES),
+  ):
+    if value not in allowed:
+      raise UserError(f'traits stream: {value!r} is not one of {list(allowed)}')
+  return [
+    to_example(row, target=target)
+    for row in builder.rows(builder.prepare(), split)
+    if row['trait'] in traits and row['domain'] in domains
+  ]
+
+
+def to_example(row: dict, *, target: str = 'beneficial') -> Example:
+  """A scenario as an Example; choices are beneficial, then violating."""
+  replies = row['replies']
+  return Example(
+    id=f'traits/{row["id"]}',
+    messages=tuple(Message(t['role'], t['content']) for t in row['turns']),
+    target=replies[target],
+    choices=(replies['beneficial'], replies['violating']),
+    metadata={
+      k: row[k]
+      for k in ('trait', 'domain', 'pressure', 'mirror', 'rubric', 'replies')
+    },
+  )

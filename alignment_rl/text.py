@@ -1,0 +1,237 @@
+"""Text to tokens and back: tokenizers, chat templates, length buckets.
+
+Two tokenizers with one contract (`types.Tokenizer`): bytes, which ships for
+tests and tiny models, and byte-pair encodings read from a GGUF file or a
+Hugging Face folder. The chat template is the model's own, run in a sandbox.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import jinja2
+import jinja2.sandbox
+import numpy as np
+import tokenizers
+
+from alignment_rl.errors import UserError
+from alignment_rl.types import Message
+
+CHATML = (
+  "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content']"
+  " + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}"
+  "{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+_GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4
+_BYTE_SPECIALS = ('<|pad|>', '<|im_start|>', '<|im_end|>')
+_DIGITS_THEN_BYTES = ('smollm', 'starcoder', 'refact', 'command-r')
+
+
+class ByteTokenizer:
+  """UTF-8 bytes, with ChatML's markers as single tokens above 255."""
+
+  pad_id = 256
+  eos_ids = (258,)
+  vocab_size = 264  # A multiple of 8, so that a mesh can divide it.
+
+  def __init__(self, template: str = CHATML):
+    self.template = template
+
+  def encode(self, text: str) -> list[int]:
+    ids = []
+    while text:
+      for i, special in enumerate(_BYTE_SPECIALS):
+        if text.startswith(special):
+          ids.append(256 + i)
+          text = text[len(special) :]
+          break
+      else:
+        ids.extend(text[0].encode())
+        text = text[1:]
+    return ids
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return bytes(int(i) for i in ids if i < 256).decode(errors='replace')
+
+  def render(self, messages: Sequence[Message]) -> str:
+    return render_chat(self.template, messages)
+
+  def save(self, folder: pathlib.Path) -> None:
+    """Writes the files from which `from_folder` builds this again."""
+    config = {
+      'tokenizer_class': 'ByteTokenizer',
+      'chat_template': self.template,
+    }
+    (folder / 'tokenizer_config.json').write_text(json.dumps(config, indent=2))
+
+
+class BPETokenizer:
+  """A `tokenizers` byte-pair encoding with its chat template and EOS ids."""
+
+  def __init__(
+    self,
+    bpe: tokenizers.Tokenizer,
+    *,
+    template: str,
+    eos_ids: Sequence[int],
+    pad_id: int,
+  ):
+    self.bpe = bpe
+    self.template = template
+    self.eos_ids = tuple(eos_ids)
+    self.pad_id = pad_id
+    self.vocab_size = bpe.get_vocab_size()
+
+  def encode(self, text: str) -> list[int]:
+    return self.bpe.encode(text, add_special_tokens=False).ids
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return self.bpe.decode([int(i) for i in ids], skip_special_tokens=True)
+
+  def render(self, messages: Sequence[Message]) -> str:
+    return render_chat(self.template, messages)
+
+  def save(self, folder: pathlib.Path) -> None:
+    """Writes the files from which `from_folder` builds this again."""
+    self.bpe.save(str(folder / 'tokenizer.json'))
+    token = self.bpe.id_to_token
+    config = {
+      'tokenizer_class': 'PreTrainedTokenizerFast',
+      'chat_template': self.template,
+      'eos_token': token(self.eos_ids[0]),
+      'pad_token': token(self.pad_id),
+    }
+    (folder / 'tokenizer_config.json').write_text(json.dumps(config, indent=2))
+    generation = {'eos_token_id': list(self.eos_ids)}
+    (folder / 'generation_config.json').write_text(json.dumps(generation))
+
+
+def from_gguf(fields: dict) -> BPETokenizer:
+  """Builds the byte-pair encoding that a GGUF file describes.
+
+  Raises:
+    UserError: the file holds another kind of tokenizer.
+  """
+  get = lambda name: fields[f'tokenizer.ggml.{name}']
+  kind, splitter = get('model'), get('pre')
+  if kind != 'gpt2' or splitter not in _DIGITS_THEN_BYTES:
+    raise UserError(
+      f'the GGUF file has tokenizer {kind!r} with splitter {splitter!r}, '
+      f"expected 'gpt2' with one of {list(_DIGITS_THEN_BYTES)}; load the "
+      "model's Hugging Face folder instead"
+    )
+  tokens = get('tokens')
+  merges = [tuple(merge.split(' ')) for merge in get('merges')]
+  bpe = tokenizers.Tokenizer(
+    tokenizers.models.BPE({t: i for i, t in enumerate(tokens)}, merges)
+  )
+  split = tokenizers.pre_tokenizers
+  bpe.pre_tokenizer = split.Sequence(
+    [
+      split.Digits(individual_digits=True),
+      split.ByteLevel(add_prefix_space=False),
+    ]
+  )
+  bpe.decoder = tokenizers.decoders.ByteLevel()
+  special = [
+    token
+    for token, kind in zip(tokens, get('token_type'), strict=True)
+    if kind in (_GGUF_CONTROL, _GGUF_USER_DEFINED)
+  ]
+  bpe.add_special_tokens(special)
+  # A base model's end of text ends a chat reply too.
+  ends = [get('eos_token_id')]
+  ends += [i for i, t in enumerate(tokens) if t == '<|endoftext|>']
+  return BPETokenizer(
+    bpe,
+    template=fields['tokenizer.chat_template'],
+    eos_ids=tuple(dict.fromkeys(ends)),
+    pad_id=get('padding_token_id'),
+  )
+
+
+def from_folder(folder: pathlib.Path) -> 'BPETokenizer | ByteTokenizer':
+  """Reads the tokenizer files of a Hugging Face folder (or of ours).
+
+  Raises:
+    UserError: a file is missing or lacks the chat template.
+  """
+  config_file = folder / 'tokenizer_config.json'
+  if not config_file.exists():
+    raise UserError(
+      f'{folder} has no tokenizer_config.json; give a folder that holds '
+      'config.json, model.safetensors, tokenizer.json and it'
+    )
+  config = json.loads(config_file.read_text())
+  template = config.get('chat_template')
+  if template is None and (folder / 'chat_template.jinja').exists():
+    template = (folder / 'chat_template.jinja').read_text()
+  if template is None:
+    raise UserError(
+      f'{config_file} has no chat_template; add one, or use an instruct model'
+    )
+  if config.get('tokenizer_class') == 'ByteTokenizer':
+    return ByteTokenizer(template)
+  if not (folder / 'tokenizer.json').exists():
+    raise UserError(f'{folder} has no tokenizer.json; add the fast tokenizer')
+  bpe = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  content = lambda t: t['content'] if isinstance(t, dict) else t
+  ends = [bpe.token_to_id(content(config['eos_token']))]
+  generation = folder / 'generation_config.json'
+  if generation.exists():
+    more = json.loads(generation.read_text()).get('eos_token_id', [])
+    ends += more if isinstance(more, list) else [more]
+  pad = config.get('pad_token')
+  return BPETokenizer(
+    bpe,
+    template=template,
+    eos_ids=tuple(dict.fromkeys(ends)),
+    pad_id=bpe.token_to_id(content(pad)) if pad else ends[0],
+  )
+
+
+def render_chat(template: str, messages: Sequence[Message]) -> str:
+  """Runs a chat template, ending where the assistant's reply begins.
+
+  Raises:
+    UserError: the template refuses these messages.
+  """
+
+  def refuse(message):
+    raise UserError(f'the chat template refuses the conversation: {message}')
+
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True
+  )
+  environment.globals['raise_exception'] = refuse
+  return environment.from_string(template).render(
+    messages=[{'role': m.role, 'content': m.content} for m in messages],
+    add_generation_prompt=True,
+  )
+
+
+def bucket(length: int, step: int) -> int:
+  """The least positive multiple of `step` that holds `length` tokens.
+
+  Every padded length of the project comes from here: a program is compiled per
+  length, and each compilation is kept in memory.
+  """
+  return max(1, -(-length // step)) * step
+
+
+def pad(rows: Sequence[Sequence[int]], length: int, pad_id: int):
+  """Right-pads token rows.
+
+  Returns:
+    int32 [n, length] and the rows' lengths, int32 [n].
+
+  Raises:
+    ValueError: a row is longer than `length`.
+  """
+  out = np.full((len(rows), length), pad_id, np.int32)
+  for i, row in enumerate(rows):
+    if len(row) > length:
+      raise ValueError(f'row {i} has {len(row)} tokens, over {length}')
+    out[i, : len(row)] = row
+  return out, np.array([len(row) for row in rows], np.int32)

@@ -1,0 +1,1 @@
+"""Experiment configs: functions that return data."""

@@ -1,0 +1,105 @@
+"""Every field of a run, with its meaning. Other configs set a few of them.
+
+The config is locked: a field that is not here cannot be set, so a slip of the
+pen stops the program instead of being ignored.
+"""
+
+from ml_collections import ConfigDict
+
+
+def stream(
+  module: str,
+  *,
+  reward: str = '',
+  weight: float = 0.0,
+  fraction: float = 0.0,
+  kwargs: dict | None = None,
+  reward_kwargs: dict | None = None,
+) -> ConfigDict:
+  """One entry of `config.streams`."""
+  return ConfigDict(
+    {
+      'module': module,  # file of alignment_rl/streams/
+      'kwargs': ConfigDict(kwargs or {}),  # arguments of its make()
+      'reward': reward,  # file of alignment_rl/rewards/; '' = demonstrations
+      'reward_kwargs': ConfigDict(reward_kwargs or {}),
+      'weight': weight,  # > 0: a base stream, share in proportion to the others
+      'fraction': fraction,  # an overlay: share of all slots that it replaces
+    }
+  )
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.seed = 0  # of the mixture, the samples and random weights
+  c.steps = 100  # steps of sample, reward, update
+
+  c.model = ConfigDict()
+  c.model.module = 'llama'  # file of alignment_rl/models/
+  c.model.weights = (
+    'random:tiny'  # random:VARIANT | package:NAME | .gguf | folder
+  )
+  c.model.dtype = (
+    'float32'  # inputs of matrix products; 'auto' asks the hardware
+  )
+  c.model.remat = False  # recompute blocks in the backward pass
+
+  c.mesh = ConfigDict()  # devices along each axis; -1 fills one of them
+  c.mesh.data = -1  # rows
+  c.mesh.fsdp = 1  # rows, and parameters along embed
+  c.mesh.tensor = 1  # parameters along heads, mlp, vocab
+
+  c.batch = ConfigDict()
+  c.batch.prompts = 8  # B, prompts per step over all devices
+  c.batch.group = 8  # G, completions per prompt
+  c.batch.prompt_length = 160  # P, tokens
+  c.batch.completion_length = 64  # C, tokens
+  c.batch.micro_batches = 1  # gradient accumulation: parts of B
+
+  c.streams = ConfigDict()  # name -> stream(...)
+
+  c.judge = ConfigDict()  # the frozen model that rewards read with
+  c.judge.weights = ''  # '' = the policy's own start
+  c.judge.rows = 8  # replies read at a time
+
+  c.algorithm = ConfigDict()
+  c.algorithm.name = 'dr_grpo'  # grpo | dr_grpo | rloo | ppo | sft
+  c.algorithm.epochs = 1  # updates on each batch of rollouts
+  c.algorithm.temperature = 1.0  # of sampling and of the trained policy
+  c.algorithm.clip_low = 0.2  # ratio is clipped to [1 - low, 1 + high]
+  c.algorithm.clip_high = 0.2
+  c.algorithm.kl = 0.05  # coefficient of the KL to the reference, per nat
+  c.algorithm.kl_in = 'loss'  # 'loss' (k2 per token) | 'reward' (k1)
+  c.algorithm.skip_zero_spread = False  # groups with equal rewards add nothing
+  c.algorithm.value = 0.5  # ppo: coefficient of the value loss
+  c.algorithm.value_clip = 0.2  # ppo: trust region of the value
+  c.algorithm.discount = 1.0  # ppo: gamma, per token
+  c.algorithm.trace = 0.95  # ppo: lambda of GAE
+
+  c.optimizer = ConfigDict()
+  c.optimizer.name = 'adamw'  # adamw | adafactor | lion | sgd
+  c.optimizer.learning_rate = 1e-5  # peak
+  c.optimizer.schedule = 'constant'  # constant | linear | cosine
+  c.optimizer.warmup = 0  # updates of linear warm-up
+  c.optimizer.clip_norm = 1.0  # global gradient norm; 0 = no clipping
+  c.optimizer.weight_decay = 0.0
+  c.optimizer.b1 = 0.9
+  c.optimizer.b2 = 0.99
+  c.optimizer.trainable = '.*'  # regular expression over paths as 'layers/q'
+
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = 50  # steps
+  c.checkpoint.keep = 2  # newest ones
+
+  c.log = ConfigDict()
+  c.log.every = 1  # steps between lines of metrics
+  c.log.rollouts_every = 10  # steps between logged rollouts; 0 = never
+  c.log.gradient_every = (
+    10  # steps between per-stream gradient norms; 0 = never
+  )
+
+  c.reward_model = ConfigDict()  # read by reward_train alone
+  c.reward_model.pairs = 8  # pairs of replies per step
+  c.reward_model.length = 320  # tokens of conversation, criterion and reply
+  c.reward_model.rubric = 'scenario'  # scenario | helpfulness
+  return c.lock()

