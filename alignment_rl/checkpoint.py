@@ -44,6 +44,13 @@ class Model:
   def config(self) -> DecoderConfig:
     return self.decoder.config
 
+  def with_dtype(self, dtype: str, remat: bool = False) -> 'Model':
+    """The same model with other inputs of its matrix products, no weights."""
+    dtype = _matmul_dtype() if dtype == 'auto' else dtype
+    sizes = dataclasses.replace(self.config, dtype=dtype, remat=remat)
+    decoder = config_lib.load('models', self.family).make(sizes)
+    return dataclasses.replace(self, decoder=decoder, params=None)
+
 
 def load_model(
   weights: str, *, family: str = 'llama', dtype: str, remat: bool = False
@@ -78,10 +85,8 @@ def load_model(
     sizes, params, tokenizer = _read_workdir(pathlib.Path(weights), module)
   else:
     sizes, params, tokenizer = _read_hf(pathlib.Path(weights), module)
-  sizes = dataclasses.replace(
-    sizes, dtype=_matmul_dtype() if dtype == 'auto' else dtype, remat=remat
-  )
-  return Model(family, module.make(sizes), tokenizer, params)
+  model = Model(family, module.make(sizes), tokenizer, None)
+  return dataclasses.replace(model.with_dtype(dtype, remat), params=params)
 
 
 def save_hf(folder: str | os.PathLike, model: Model, params: Any) -> None:

@@ -6,6 +6,7 @@ file name. A program's mistakes of the user end in one sentence and exit code 2.
 
 import dataclasses
 import importlib
+import inspect
 import os
 import pathlib
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -49,6 +51,23 @@ def load(kind: str, name: str) -> ModuleType:
       f'{name}.py to define it'
     )
   return importlib.import_module(f'alignment_rl.{kind}.{name}')
+
+
+def make(kind: str, name: str, kwargs: dict[str, Any]) -> Any:
+  """`make(**kwargs)` of a plug-in.
+
+  Raises:
+    UserError: there is no such plug-in, or it does not take these arguments.
+  """
+  function = load(kind, name).make
+  try:
+    inspect.signature(function).bind(**kwargs)
+  except TypeError as e:
+    raise UserError(
+      f'{kind}/{name}.py does not take {kwargs}: {e}; it has '
+      f'{list(inspect.signature(function).parameters)}'
+    ) from e
+  return function(**kwargs)
 
 
 def plugins(kind: str) -> list[str]:
@@ -106,12 +125,21 @@ def run(main: Callable[[], None], required: Sequence[str] = ()) -> None:
     for name in required:
       if flags.FLAGS[name].value is None:
         raise UserError(f'--{name} is missing; see --help')
+    # Programs compiled by one arm are read back by the next.
+    jax.config.update('jax_compilation_cache_dir', str(cache_dir() / 'xla'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
     main()
   except UserError as e:
     print(f'error: {e}', file=sys.stderr)
     sys.stderr.flush()
     # No clean-up that could hang on other processes or half-made arrays.
     os._exit(2)
+
+
+def cache_dir() -> pathlib.Path:
+  """Where derived files are kept: $ALIGNMENT_RL_CACHE or ~/.cache/alignment_rl."""
+  default = pathlib.Path.home() / '.cache' / 'alignment_rl'
+  return pathlib.Path(os.environ.get('ALIGNMENT_RL_CACHE') or default)
 
 
 def _parse(argv):

@@ -17,13 +17,20 @@ import shutil
 
 import jax
 import numpy as np
-import optax
 from absl import flags
 
 from alignment_rl import (
-  checkpoint, config as config_lib, learner, metrics, rollout, sharding, suite,
+  checkpoint,
+  learner,
+  metrics,
+  rollout,
+  sharding,
+  suite,
   text,
 )  # fmt: skip
+from alignment_rl import (
+  config as config_lib,
+)
 from alignment_rl.errors import UserError
 from alignment_rl.types import Purpose
 
@@ -94,13 +101,13 @@ def evaluate(
 
 
 def load(source, family, dtype, mesh):
+  """A model and its parameters on the mesh; random ones from seed 0."""
   model = checkpoint.load_model(source, family=family, dtype=dtype)
-  _, shardings = learner.state_shardings(model.decoder, optax.identity(), mesh)
-  if model.params is None:
-    key = jax.random.key(0)
-    return model, learner.init_params(model.decoder, shardings.params, key)
   sharding.check_fit(mesh, model.config, {})
-  return model, sharding.to_global(model.params, shardings.params)
+  shardings = learner.param_shardings(model.decoder, mesh)
+  return model, learner.place_params(
+    model.decoder, model.params, shardings, jax.random.key(0)
+  )
 
 
 def _step(source):

@@ -18,8 +18,7 @@ import optax
 
 from alignment_rl import objectives, rollout, sharding
 from alignment_rl.models.decoder import Decoder
-from alignment_rl.types import Batch, TrainState
-
+from alignment_rl.types import TrainState
 
 _SUMS = ('tokens', 'nll', 'kl', 'entropy', 'clip_fraction', 'log_ratio_outside')
 
@@ -134,8 +133,18 @@ def state_shardings(
   return nn.meta.unbox(boxed), sharding.param_shardings(boxed, mesh)
 
 
-def init_params(model: Decoder, shardings: Any, key: jax.Array) -> Any:
-  """Random float32 parameters, made sharded."""
+def param_shardings(model: Decoder, mesh: jax.sharding.Mesh) -> Any:
+  """Shardings of the parameters alone."""
+  return state_shardings(model, optax.identity(), mesh)[1].params
+
+
+def place_params(model: Decoder, params: Any, shardings: Any, key: jax.Array):
+  """Global float32 parameters: `params` from the host, or None = random.
+
+  Random ones are made sharded, from `key`.
+  """
+  if params is not None:
+    return sharding.to_global(params, shardings)
 
   def init(key):
     tokens = jnp.zeros((1, 1, 2), jnp.int32)
@@ -143,6 +152,20 @@ def init_params(model: Decoder, shardings: Any, key: jax.Array) -> Any:
     return nn.meta.unbox(boxed['params'])
 
   return jax.jit(init, out_shardings=shardings)(key)
+
+
+def fresh_state(
+  params: Any, tx: optax.GradientTransformation, shardings: TrainState
+) -> TrainState:
+  """Step 0 with its own copy of `params`, which stay the reference."""
+  start = lambda p: TrainState(jnp.int32(0), p, tx.init(p))
+  return jax.jit(start, out_shardings=shardings)(params)
+
+
+def advance(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+  """The state of the next step."""
+  step = np.int32(sharding.to_host(state.step) + 1)
+  return state.replace(step=sharding.to_global(step, sharding.replicated(mesh)))
 
 
 def make_passes(

@@ -14,15 +14,25 @@ import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
 
 from alignment_rl import (
-  checkpoint, config as config_lib, learner, metrics, mixture, objectives,
-  rollout, rubrics, sharding, text, train,
+  checkpoint,
+  learner,
+  metrics,
+  mixture,
+  objectives,
+  rollout,
+  rubrics,
+  sharding,
+  text,
+  train,
 )  # fmt: skip
+from alignment_rl import (
+  config as config_lib,
+)
 from alignment_rl.errors import UserError
 from alignment_rl.rewards import criterion, reward_model
 from alignment_rl.types import Example, Judge, Purpose, RewardFn, TrainState
@@ -99,7 +109,7 @@ def reward_train(config, workdir: str) -> dict:
   examples = [
     e
     for c in config.streams.values()
-    for e in config_lib.load('streams', c.module).make(**c.kwargs.to_dict())
+    for e in config_lib.make('streams', c.module, c.kwargs.to_dict())
   ]
   if any('replies' not in e.metadata for e in examples):
     raise UserError(
@@ -125,17 +135,13 @@ def reward_train(config, workdir: str) -> dict:
   train.prepare_workdir(folder, config, model)
 
   abstract, shardings = learner.state_shardings(model.decoder, tx, mesh)
-  if model.params is None:
-    key = jax.random.fold_in(jax.random.key(config.seed), Purpose.INIT)
-    start = learner.init_params(model.decoder, shardings.params, key)
-  else:
-    start = sharding.to_global(model.params, shardings.params)
+  start = learner.place_params(
+    model.decoder, model.params, shardings.params,
+    jax.random.fold_in(jax.random.key(config.seed), Purpose.INIT),
+  )  # fmt: skip
   saver = checkpoint.Checkpointer(folder, keep=config.checkpoint.keep)
   if saver.latest() is None:
-    state = jax.jit(
-      lambda p: TrainState(jnp.int32(0), p, tx.init(p)),
-      out_shardings=shardings,
-    )(start)
+    state = learner.fresh_state(start, tx, shardings)
   else:
     state, _ = saver.restore(abstract, shardings)
   update = make_update(model.decoder, tx, shardings, mesh, PAIRS[r.rubric])
@@ -160,7 +166,7 @@ def reward_train(config, workdir: str) -> dict:
   writer.close()
   saver.close()
 
-  held_out = config_lib.load('streams', 'traits').make(split='held_out')
+  held_out = config_lib.make('streams', 'traits', {'split': 'held_out'})
   found = {}
   for name, params, reward in (
     ('criterion', start, criterion.make(rubric=r.rubric)),

@@ -60,6 +60,7 @@ def get_config() -> ConfigDict:
 
   c.judge = ConfigDict()  # the frozen model that rewards read with
   c.judge.weights = ''  # '' = the policy's own start
+  c.judge.dtype = 'auto'  # inputs of its matrix products
   c.judge.rows = 8  # replies read at a time
 
   c.algorithm = ConfigDict()

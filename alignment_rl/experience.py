@@ -1,0 +1,225 @@
+"""From the slots of a step to the batch of an update, on the host.
+
+Every process does this for all rows: it is a pure function of the mixture, the
+completions and the rewards, so nothing needs to be exchanged but completions.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from alignment_rl import objectives, sharding, text
+from alignment_rl.errors import UserError
+from alignment_rl.types import Batch, Example, RewardFn, Rollout
+
+NAMES = ('grpo', 'dr_grpo', 'rloo', 'ppo', 'sft')
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+  """How rewards become credit; fields as in configs/base.py."""
+
+  name: str
+  epochs: int
+  temperature: float
+  clip_low: float
+  clip_high: float
+  kl: float
+  kl_in: str
+  skip_zero_spread: bool
+  value: float
+  value_clip: float
+  discount: float
+  trace: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+  """A stream as the loop sees it; `reward` None = its slots are demonstrations."""
+
+  name: str
+  examples: list[Example]
+  reward: RewardFn | None
+
+
+def check_lengths(streams, tokenizer, prompt_length, completion_length):
+  """Every prompt and demonstration fits, or says which does not."""
+  for stream in streams:
+    for example in stream.examples:
+      n = len(tokenizer.encode(tokenizer.render(example.messages)))
+      if n > prompt_length:
+        raise UserError(
+          f'{example.id} has a prompt of {n} tokens, over '
+          f'config.batch.prompt_length={prompt_length}; raise it'
+        )
+      if stream.reward is None:
+        n = len(tokenizer.encode(example.target)) + 1
+        if n > completion_length:
+          raise UserError(
+            f'{example.id} has a target of {n} tokens, over '
+            f'config.batch.completion_length={completion_length}; raise it'
+          )
+
+
+def roll(
+  examples, demonstrated, sampler, params, key, tokenizer, prompt_length
+):
+  """Completions of every slot: sampled, or for a demonstration its target.
+
+  Returns:
+    Rollout of global arrays, and bool [B, G]: rows that demonstrate. A
+    demonstrated slot has its target first and G - 1 empty rows.
+  """
+  prompts, prompt_lengths = text.pad(
+    [tokenizer.encode(tokenizer.render(e.messages)) for e in examples],
+    prompt_length,
+    tokenizer.pad_id,
+  )
+  shape = (len(examples), sampler.group, sampler.length)
+  demonstrated = np.array(demonstrated)
+  if demonstrated.all():
+    rolled = Rollout(
+      prompts, prompt_lengths, np.zeros(shape, np.int32),
+      np.zeros(shape[:2], np.int32), np.zeros(shape, np.float32),
+    )  # fmt: skip
+  else:
+    rolled = sampler(
+      params, prompts, prompt_lengths, np.arange(len(examples)), key
+    )
+  rows = np.zeros(shape[:2], bool)
+  if demonstrated.any():
+    rolled = sharding.to_host(rolled)
+    completions, lengths = rolled.completions.copy(), rolled.lengths.copy()
+    for i in np.flatnonzero(demonstrated):
+      target = tokenizer.encode(examples[i].target) + [tokenizer.eos_ids[0]]
+      completions[i], lengths[i] = 0, 0
+      completions[i, 0, : len(target)], lengths[i, 0] = target, len(target)
+      rows[i, 0] = True
+    rolled = rolled.replace(completions=completions, lengths=lengths)
+    rolled = sharding.to_global(rolled, sampler.rows)
+  return rolled, rows
+
+
+def decode(host: Rollout, tokenizer) -> list[list[str]]:
+  """Completions as text, without special tokens: [B][G]."""
+  return [
+    [tokenizer.decode(row[:n]) for row, n in zip(rows, ns, strict=True)]
+    for rows, ns in zip(host.completions, host.lengths, strict=True)
+  ]
+
+
+def score(examples, owner, streams, texts, judge) -> np.ndarray:
+  """Each stream's reward of its own completions: float32 [B, G], NaN = none."""
+  G = len(texts[0])
+  out = np.full((len(examples), G), np.nan, np.float32)
+  for index, stream in enumerate(streams):
+    mine = np.flatnonzero(owner == index)
+    if stream.reward is None or not mine.size:
+      continue
+    found = stream.reward(
+      [examples[i] for i in mine for _ in range(G)],
+      [completion for i in mine for completion in texts[i]],
+      judge=judge,
+    )
+    out[mine] = np.asarray(found, np.float32).reshape(-1, G)
+  return out
+
+
+def make_batch(
+  host, rewards, demonstration, owner, reference, values, algorithm, eos_ids
+):
+  """Rewards to credit for every token, and what each token weighs.
+
+  Returns:
+    Batch of host arrays, and the credit of each completion, float32 [B, G]: its
+    advantage, or for PPO the mean over its tokens.
+  """
+  a, C = algorithm, host.completions.shape[-1]
+  scored = ~np.isnan(rewards)
+  if a.name == 'ppo':
+    token_rewards = objectives.kl_in_reward(
+      rewards, host.logprobs, reference, host.lengths,
+      coefficient=a.kl if a.kl_in == 'reward' else 0.0,
+    )  # fmt: skip
+    token_rewards = np.where(scored[..., None], token_rewards, 0.0)
+    terminated = ~truncated(host, eos_ids)
+    advantages, returns = objectives.gae(
+      token_rewards, values, host.lengths, terminated,
+      discount=a.discount, trace=a.trace,
+    )  # fmt: skip
+    advantages, returns = np.asarray(advantages), np.asarray(returns)
+    credit = advantages.sum(-1) / np.maximum(host.lengths, 1)
+  else:
+    values = returns = np.zeros_like(host.logprobs)
+    if a.kl_in == 'reward':
+      k1 = np.where(mask(host), host.logprobs - reference, 0.0).sum(-1)
+      rewards = rewards - a.kl * k1
+    method = 'dr_grpo' if a.name == 'sft' else a.name
+    credit = objectives.group_advantages(rewards, method=method)
+    credit = np.asarray(credit)
+    advantages = np.broadcast_to(credit[..., None], host.logprobs.shape)
+  credit = np.where(demonstration, 1.0, credit).astype(np.float32)
+  advantages = np.where(demonstration[..., None], 1.0, advantages)
+  counted = scored | demonstration
+  if a.skip_zero_spread and a.name != 'ppo':
+    # A group that teaches nothing does not thin out those that do (DAPO,
+    # arXiv:2503.14476); its KL pull goes with it, and its count is logged.
+    counted = counted & (np.abs(credit).sum(1, keepdims=True) > 0)
+  weights = objectives.token_weights(host.lengths, counted, C, a.name)
+  batch = Batch(
+    host, reference, advantages.astype(np.float32), returns, values,
+    np.asarray(weights), demonstration, owner,
+  )  # fmt: skip
+  return batch, credit
+
+
+def mask(host: Rollout) -> np.ndarray:
+  return np.arange(host.completions.shape[-1]) < host.lengths[..., None]
+
+
+def truncated(host: Rollout, eos_ids) -> np.ndarray:
+  """Cut at C without an EOS: bool [B, G]. A demonstration ends in one."""
+  full = host.lengths == host.completions.shape[-1]
+  return full & ~np.isin(host.completions[..., -1], eos_ids)
+
+
+def describe(host, rewards, credit, cut, measured, owner, streams) -> dict:
+  """One line of metrics: `area/name[/stream]`. Means over completions."""
+  line = {k: float(v) for k, v in measured.items() if k != 'by_stream'}
+  spread = np.abs(rewards - rewards[:, :1]).max(1)
+  for i, stream in enumerate(streams):
+    mine = owner == i
+    if not mine.any():
+      continue
+    name, scored = stream.name, rewards[mine][~np.isnan(rewards[mine])]
+    if stream.reward is not None:
+      line[f'reward/{name}'] = scored.mean() if scored.size else np.nan
+      line[f'reward_spread/{name}'] = np.nanstd(rewards[mine], 1).mean()
+      line[f'unscored/{name}'] = np.isnan(rewards[mine]).mean()
+      line[f'zero_spread/{name}'] = (spread[mine] == 0).mean()
+      line[f'advantage/{name}'] = np.abs(credit[mine]).mean()
+    line[f'length/{name}'] = host.lengths[mine].mean()
+    line[f'truncated/{name}'] = cut[mine].mean()
+    for k, v in measured['by_stream'].items():
+      line[f'{k}/{name}'] = float(v[i])
+  return line
+
+
+def groups(
+  examples, owner, streams, texts, rewards, credit, cut, host
+) -> list[dict]:
+  """Groups as rollouts.jsonl holds them, for people to read."""
+  listed = lambda x: [None if np.isnan(v) else round(float(v), 4) for v in x]
+  return [
+    {
+      'stream': streams[owner[i]].name,
+      'id': example.id,
+      'messages': [dataclasses.asdict(m) for m in example.messages],
+      'completions': texts[i],
+      'rewards': listed(rewards[i]),
+      'advantages': listed(credit[i]),
+      'lengths': host.lengths[i].tolist(),
+      'truncated': cut[i].tolist(),
+    }
+    for i, example in enumerate(examples)
+  ]
