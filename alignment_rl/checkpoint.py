@@ -44,6 +44,9 @@ class Model:
   def config(self) -> DecoderConfig:
     return self.decoder.config
 
+  def without_params(self) -> 'Model':
+    return dataclasses.replace(self, params=None)
+
   def with_dtype(self, dtype: str, remat: bool = False) -> 'Model':
     """The same model with other inputs of its matrix products, no weights."""
     dtype = _matmul_dtype() if dtype == 'auto' else dtype

@@ -148,9 +148,19 @@ def _parse(argv):
   except UserError:
     raise
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    first = str(e).strip().strip('"\'').splitlines()[0]
-    raise UserError(f'bad flag: {first}; see --help and configs/base.py') from e
+    raise UserError(
+      f'bad flag: {_cause(e)}; see --help and configs/base.py'
+    ) from e
   except OSError as e:
     raise UserError(
       f'cannot read the config: {e}; give --config=FILE.py'
     ) from e
+
+
+def _cause(error: Exception) -> str:
+  """What went wrong, on one line: the flag library may wrap a whole trace."""
+  message = str(error.args[0] if isinstance(error, KeyError) else error)
+  lines = [line.strip() for line in message.splitlines() if line.strip()]
+  if 'Error whilst parsing' in lines[0] or 'Traceback' in message:
+    lines = lines[-1:]
+  return ' '.join(lines).removeprefix('alignment_rl.errors.UserError: ')

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from alignment_rl import objectives, rollout, sharding
+from alignment_rl.errors import UserError
 from alignment_rl.models.decoder import Decoder
 from alignment_rl.types import TrainState
 
@@ -70,43 +71,62 @@ def make_optimizer(
       it does not match stays as it is.
 
   Raises:
-    KeyError: unknown `name` or `schedule`.
+    UserError: unknown `name` or `schedule`, or `trainable` is no expression.
   """
   after = max(steps - warmup, 1)
-  curve = {
-    'constant': lambda: optax.constant_schedule(learning_rate),
-    'linear': lambda: optax.linear_schedule(learning_rate, 0.0, after),
-    'cosine': lambda: optax.cosine_decay_schedule(learning_rate, after),
-  }[schedule]()
+  curve = _pick(
+    {
+      'constant': lambda: optax.constant_schedule(learning_rate),
+      'linear': lambda: optax.linear_schedule(learning_rate, 0.0, after),
+      'cosine': lambda: optax.cosine_decay_schedule(learning_rate, after),
+    },
+    schedule,
+    'schedule',
+  )
   if warmup:
     # Starts above 0: an update that cannot move anything would be wasted.
     ramp = optax.linear_schedule(learning_rate / warmup, learning_rate, warmup)
     curve = optax.join_schedules([ramp, curve], [warmup])
   matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-  optimizer = {
-    'adamw': lambda: optax.adamw(
-      curve, b1, b2, weight_decay=weight_decay, mask=matrices
-    ),
-    'lion': lambda: optax.lion(
-      curve, b1, b2, weight_decay=weight_decay, mask=matrices
-    ),
-    'adafactor': lambda: optax.adafactor(
-      curve, weight_decay_rate=weight_decay or None
-    ),
-    'sgd': lambda: optax.sgd(curve),
-  }[name]()
+  decay = {'weight_decay': weight_decay, 'mask': matrices}
+  optimizer = _pick(
+    {
+      'adamw': lambda: optax.adamw(curve, b1, b2, **decay),
+      'lion': lambda: optax.lion(curve, b1, b2, **decay),
+      'adafactor': lambda: optax.adafactor(
+        curve, weight_decay_rate=weight_decay or None
+      ),
+      'sgd': lambda: optax.sgd(curve),
+    },
+    name,
+    'name',
+  )
   parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   chain = optax.chain(*parts, optimizer)
   if trainable == '.*':
     return chain
+  try:
+    matches = re.compile(trainable).fullmatch
+  except re.error as e:
+    raise UserError(
+      f'config.optimizer.trainable={trainable!r} is no regular expression: {e}'
+    ) from e
   mask = lambda params: jax.tree.map_with_path(
-    lambda path, _: bool(re.fullmatch(trainable, param_name(path))), params
+    lambda path, _: bool(matches(param_name(path))), params
   )
   frozen = lambda params: jax.tree.map(lambda t: not t, mask(params))
   # The outer mask zeroes what the inner one passes through untouched.
   return optax.chain(
     optax.masked(chain, mask), optax.masked(optax.set_to_zero(), frozen)
   )
+
+
+def _pick(options, value, field):
+  if value not in options:
+    raise UserError(
+      f'config.optimizer.{field} is {value!r}, expected one of {list(options)}'
+    )
+  return options[value]()
 
 
 def param_name(path) -> str:
@@ -174,13 +194,13 @@ def make_passes(
   micro_batches: int,
   n_streams: int,
   per_stream: bool,
-) -> tuple[np.ndarray, int]:
+) -> tuple[np.ndarray, np.ndarray]:
   """The order in which an update reads its micro-batches.
 
   Row b lies in micro-batch b % micro_batches (so every device has rows of each).
   With `per_stream`, a micro-batch is read once for every stream it holds, and
-  passes are sorted by stream; else once for all. A micro-batch in which no row
-  counts is not read at all.
+  part i of the passes is stream i; else it is read once, all in part 0. A
+  micro-batch in which no row counts is not read at all.
 
   Args:
     streams: int32 [B].
@@ -188,18 +208,20 @@ def make_passes(
 
   Returns:
     int32 [micro_batches * n_streams, 2] of (micro-batch, stream or -1 for all),
-    and how many of them count.
+    and int32 [n_streams + 1], where each part begins and the last one ends.
   """
-  passes = []
-  for m in range(micro_batches):
-    held = set(streams[m::micro_batches][counted[m::micro_batches]].tolist())
-    if held and not per_stream:
-      held = {-1}
-    passes += [(m, s) for s in held]
-  passes.sort(key=lambda p: (p[1], p[0]))
+  passes, parts = [], [0]
+  for stream in range(n_streams):
+    for m in range(micro_batches):
+      held = streams[m::micro_batches][counted[m::micro_batches]]
+      if per_stream and stream in held:
+        passes.append((m, stream))
+      elif not per_stream and stream == 0 and held.size:
+        passes.append((m, -1))
+    parts.append(len(passes))
   out = np.full((micro_batches * n_streams, 2), -1, np.int32)
-  out[: len(passes)] = passes
-  return out, len(passes)
+  out[: len(passes)] = np.array(passes, np.int32).reshape(-1, 2)
+  return out, np.array(parts, np.int32)
 
 
 def make_update(
@@ -212,12 +234,12 @@ def make_update(
   micro_batches: int,
   n_streams: int,
 ):
-  """Compiles `update(state, batch, passes, n_passes) -> (state, measured)`.
+  """Compiles `update(state, batch, passes, parts) -> (state, measured)`.
 
   `state` is donated. `measured` holds float32 scalars over the global batch
   and, under 'by_stream', float32 [n_streams]: token means (nats, or shares of
   tokens), the distribution of |log-ratio| between sampler and trainer, and the
-  norm of each stream's own gradient, 0 where passes are not per stream. A
+  norm of each stream's own gradient, NaN where passes are not per stream. A
   stream without tokens in the batch has NaN means.
   """
 
@@ -267,14 +289,13 @@ def make_update(
     }
     return loss, (loss, sums, jnp.where(real, log_ratio, -1.0))
 
-  def update(state, batch, passes, n_passes):
+  def update(state, batch, passes, parts):
     cut = lambda x: x.reshape(-1, micro_batches, *x.shape[1:])
     batch = jax.tree.map(cut, batch)
-    zero = jax.tree.map(jnp.zeros_like, state.params)
-    shape = batch.rollout.logprobs.shape
+    zeros = lambda: jax.tree.map(jnp.zeros_like, state.params)
 
     def one_pass(i, carry):
-      total, current, norms, loss, sums, ratios = carry
+      grads, loss, sums, ratios = carry
       m, stream = passes[i, 0], passes[i, 1]
       micro = jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, m, 1, keepdims=False), batch
@@ -285,39 +306,39 @@ def make_update(
         weights=jnp.where(mine[..., None], micro.weights, 0.0),
         rollout=micro.rollout.replace(lengths=lengths),
       )
-      grads, (part, new, ratio) = jax.grad(loss_fn, has_aux=True)(
+      part, (part_loss, part_sums, ratio) = jax.grad(loss_fn, has_aux=True)(
         state.params, micro
       )
-      current = jax.tree.map(jnp.add, current, grads)
-      sums = jax.tree.map(jnp.add, sums, new)
+      grads, loss, sums = jax.tree.map(
+        jnp.add, (grads, loss, sums), (part, part_loss, part_sums)
+      )
       old = jax.lax.dynamic_index_in_dim(ratios, m, 1, keepdims=False)
       ratios = jax.lax.dynamic_update_index_in_dim(
         ratios, jnp.maximum(old, ratio), m, 1
       )
-      following = passes[jnp.minimum(i + 1, len(passes) - 1), 1]
-      last = (i + 1 == n_passes) | (following != stream)
+      return grads, loss, sums, ratios
 
-      def close(total, current, norms):
-        at = jnp.where(stream < 0, n_streams, stream)
-        norms = norms.at[at].set(optax.tree.norm(current), mode='drop')
-        return jax.tree.map(jnp.add, total, current), zero, norms
-
-      total, current, norms = jax.lax.cond(
-        last, close, lambda *x: x, total, current, norms
+    def one_part(i, carry):
+      total, norms, *measured = carry
+      grads, *measured = jax.lax.fori_loop(
+        parts[i], parts[i + 1], one_pass, (zeros(), *measured)
       )
-      return total, current, norms, loss + part, sums, ratios
+      norms = norms.at[i].set(optax.tree.norm(grads))
+      return jax.tree.map(jnp.add, total, grads), norms, *measured
 
-    carry = (
-      zero,
-      zero,
-      jnp.zeros(n_streams),
-      jnp.zeros(()),
-      {name: jnp.zeros(n_streams) for name in _SUMS},
-      jnp.full(shape, -1.0),
+    grads, norms, loss, sums, ratios = jax.lax.fori_loop(
+      0,
+      n_streams,
+      one_part,
+      (
+        zeros(),
+        jnp.zeros(n_streams),
+        jnp.zeros(()),
+        {name: jnp.zeros(n_streams) for name in _SUMS},
+        jnp.full(batch.rollout.logprobs.shape, -1.0),
+      ),
     )
-    grads, _, norms, loss, sums, ratios = jax.lax.fori_loop(
-      0, n_passes, one_pass, carry
-    )
+    norms = jnp.where(passes[0, 1] < 0, jnp.nan, norms)
     norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -99,10 +99,10 @@ def _check(streams):
       raise UserError(
         f'stream {name!r} has no records; check its source or remove it'
       )
-    if s.weight < 0 or not 0 <= s.fraction <= 1:
+    if not 0 <= s.weight < np.inf or not 0 <= s.fraction <= 1:
       raise UserError(
         f'stream {name!r} has weight {s.weight} and fraction {s.fraction}; '
-        'expected weight >= 0 and a fraction between 0 and 1'
+        'expected a finite weight >= 0 and a fraction between 0 and 1'
       )
     if s.weight > 0 and s.fraction > 0:
       raise UserError(

@@ -170,7 +170,7 @@ def curve(
 
 
 def ticks(low: float, high: float) -> list[float]:
-  """Four to nine round numbers in equal steps that enclose [low, high]."""
+  """Four to ten round numbers in equal steps that enclose [low, high]."""
   if low == high:
     low, high = min(low, 0.0), max(high, 0.0) or 1.0
   power = 10.0 ** math.floor(math.log10((high - low) / 3))

@@ -80,6 +80,7 @@ def train(config, workdir: str) -> None:
     model.decoder, model.params, shardings.params,
     jax.random.fold_in(root, Purpose.INIT),
   )  # fmt: skip
+  model = model.without_params()  # Free the host's copy.
   judge = make_judge(config, model, reference, mesh)
   saver = checkpoint.Checkpointer(folder, keep=config.checkpoint.keep)
   ledger = mixture.DoseLedger(names)
@@ -138,7 +139,7 @@ def train(config, workdir: str) -> None:
       host, rewards, demonstration, owner, reference_logprobs, values,
       algorithm, model.tokenizer.eos_ids,
     )  # fmt: skip
-    passes, n_passes = learner.make_passes(
+    passes, parts = learner.make_passes(
       owner,
       batch.weights.any((1, 2)),
       b.micro_batches,
@@ -147,7 +148,7 @@ def train(config, workdir: str) -> None:
     )
     batch = sharding.to_global(batch, sharding.rows(mesh))
     for _ in range(algorithm.epochs):
-      state, measured = update(state, batch, passes, np.int32(n_passes))
+      state, measured = update(state, batch, passes, parts)
     state = learner.advance(state, mesh)
     measured = sharding.to_host(measured)
     watch.lap('update')
@@ -156,7 +157,7 @@ def train(config, workdir: str) -> None:
       slots=np.bincount(owner, minlength=len(streams)),
       tokens=np.bincount(owner, host.lengths.sum(1), len(streams)),
       advantage=np.bincount(owner, np.abs(credit).sum(1), len(streams)),
-      gradient=measured['by_stream']['gradient'],
+      gradient=np.nan_to_num(measured['by_stream']['gradient']),
     )
     cut = experience.truncated(host, model.tokenizer.eos_ids)
     line = experience.describe(

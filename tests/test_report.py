@@ -31,7 +31,7 @@ def group(step, stream='traits', text='Fine.', key=0):
 
 
 def make_arm(folder, scores, *, area='honesty', trained=True, rollouts=None):
-  """A workdir; `scores` is benchmark -> scores of its items, None = unscored."""
+  """A workdir; `scores` is benchmark -> a score per item, None = unscored."""
   results = []
   for name, values in scores.items():
     known = [v for v in values if v is not None]
@@ -117,7 +117,7 @@ def test_table_is_printed_and_the_last_line_names_the_page(
   assert re.split(r'\s{2,}', lines[2]) == [
     'honesty/x', '43.8', '93.8', '+50.0 [0.0, +100.0]',
   ]  # fmt: skip
-  # Benchmarks: +50 and +25, mean 37.5, and its draws reach from one to the other.
+  # Of +50 and +25 the mean is 37.5; draws reach from one to the other.
   assert 'mean over benchmarks' in lines[3]
   assert lines[3].endswith('+37.5 [+25.0, +50.0]')
 

