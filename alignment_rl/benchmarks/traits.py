@@ -20,8 +20,13 @@ _SOURCE = 'alignment_rl/scenarios, split held_out; CC-BY-4.0; this project'
 
 
 @functools.cache
-def _held_out() -> tuple[Example, ...]:
-  return tuple(config.load('streams', 'traits').make(split='held_out'))
+def _held_out(system: str = '') -> tuple[Example, ...]:
+  kwargs = {'split': 'held_out', 'system': system}
+  return tuple(config.make('streams', 'traits', kwargs))
+
+
+def _asked_briefly():
+  return _held_out(config.load('streams', 'traits').BRIEF)
 
 
 def _of_trait(trait):
@@ -71,7 +76,7 @@ BENCHMARKS = (
     name='traits/own_reply',
     area='traits',
     protocol='generate',
-    load=_held_out,
+    load=_asked_briefly,
     score=_criterion_score,
     source=_SOURCE,
     demo=_demo,
