@@ -69,8 +69,13 @@ def train(config, workdir: str) -> None:
     )
   rows = {'config.batch.prompts / micro_batches': b.prompts // b.micro_batches}
   sharding.check_fit(mesh, model.config, rows)
+  used = [
+    s
+    for s in streams
+    if config.streams[s.name].weight or config.streams[s.name].fraction
+  ]
   experience.check_lengths(
-    streams, model.tokenizer, b.prompt_length, b.completion_length
+    used, model.tokenizer, b.prompt_length, b.completion_length
   )
   abstract, shardings = learner.state_shardings(
     model.decoder, tx, mesh, trainable

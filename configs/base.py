@@ -114,7 +114,7 @@ def get_config() -> ConfigDict:
   )
 
   c.reward_model = ConfigDict()  # read by reward_train alone
-  c.reward_model.pairs = 8  # pairs of replies per step
+  c.reward_model.pairs = 8  # scenarios x criteria per step, three replies each
   c.reward_model.length = 320  # tokens of conversation, criterion and reply
   c.reward_model.rubric = 'scenario'  # scenario | helpfulness
   return c.lock()

@@ -39,7 +39,9 @@ def one_device():
 )
 def mesh(request):
   """Each way of using all eight devices."""
-  return sharding.make_mesh(dict(zip(sharding.AXES, request.param, strict=True)))
+  return sharding.make_mesh(
+    dict(zip(sharding.AXES, request.param, strict=True))
+  )
 
 
 @pytest.fixture(scope='session')

@@ -120,6 +120,7 @@ def test_slots_are_those_of_the_run_whatever_a_step_holds():
 def test_seeds_differ_in_slots_and_records():
   one, two = plan(dosed(0.1), 300, seed=0), plan(dosed(0.1), 300, seed=1)
   assert np.any(taken(one) != taken(two))
+  assert np.any(taken(plan(BASE, 99, 0), 'b') != taken(plan(BASE, 99, 1), 'b'))
   assert records(one, 'a')[:50] != records(two, 'a')[:50]
 
 

@@ -55,9 +55,7 @@ def decode(model, params, prompts, prompt_lengths, completions):
   """Hidden states [B, G, C, D] before each token, one token at a time."""
   c = model.config
   B, G, C = completions.shape
-  last, prefix = rollout.prefill(
-    model.decoder, params, prompts, prompt_lengths
-  )
+  last, prefix = rollout.prefill(model.decoder, params, prompts, prompt_lengths)
   zeros = jnp.zeros((c.layers, B, G, C, c.kv_heads, c.head_dim))
 
   def step(carry, t):

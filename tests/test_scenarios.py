@@ -12,6 +12,7 @@ import pytest
 from alignment_rl.errors import UserError
 from alignment_rl.scenarios import builder, schema
 from alignment_rl.streams import traits
+from alignment_rl.types import Message
 
 
 @pytest.fixture(scope='module')
@@ -100,18 +101,13 @@ def test_shipped_replies_are_of_like_length(shipped):
 
 
 def test_valid_lines_are_read_as_written(tmp_path):
-  rows = pair()
+  rows = [*pair(), pair(number=3)[0] | {'mirror': ''}]
   # Legal JSON that a careless splitter of lines would cut, or misread.
   rows[0]['turns'][0]['content'] = 'é \u2028 \x85 天 "quoted" \n next'
   path = tmp_path / 'made.jsonl'
   lines = [json.dumps(r, ensure_ascii=False) for r in rows]
   path.write_text('\n'.join(lines), encoding='utf-8')  # no newline at the end
   assert schema.read([path]) == rows
-
-
-def test_a_scenario_needs_no_mirror(tmp_path):
-  row = pair()[0] | {'mirror': ''}
-  assert schema.read([write(tmp_path, [row])]) == [row]
 
 
 def at(*keys, value):
@@ -130,7 +126,6 @@ def at(*keys, value):
   return change
 
 
-NAN, INFINITY = float('nan'), float('inf')
 TURN = {'role': 'user', 'content': 'Hm?'}
 BROKEN = {  # what the sentence says -> the change that it speaks of
   'not JSON': lambda rows: ['{"id": ', rows[1]],
@@ -141,9 +136,7 @@ BROKEN = {  # what the sentence says -> the change that it speaks of
   "domain is 'sport', expected one of": at('domain', value='sport'),
   "split is 'test', expected one of": at('split', value='test'),
   "pressure is 'boss', expected one of": at('pressure', value='boss'),
-  'pressure is None': at('pressure', value=None),
   "id is '17', expected health/truthfulness/": at('id', value='17'),
-  'id is 17': at('id', value=17),
   'mirror is None': at('mirror', value=None),
   r"mirror is \['x'\]": at('mirror', value=['x']),
   'turns must be a list of 1 to 5 ': at('turns', value=[]),
@@ -157,10 +150,9 @@ BROKEN = {  # what the sentence says -> the change that it speaks of
   'a criterion has fields': at('rubric', 0, 'met', value=...),
   'points is 0, expected a number': at('rubric', 0, 'points', value=0),
   "points is '2'": at('rubric', 0, 'points', value='2'),
-  'points is nan': at('rubric', 0, 'points', value=NAN),
-  'points is inf': at('rubric', 0, 'points', value=INFINITY),
+  'points is nan': at('rubric', 0, 'points', value=float('nan')),
+  'points is inf': at('rubric', 0, 'points', value=float('inf')),
   "criterion is ''": at('rubric', 0, 'criterion', value=''),
-  'met is 3': at('rubric', 0, 'met', value=3),
   'failed is None': at('rubric', 0, 'failed', value=None),
   'no criterion has positive points': at('rubric', 0, 'points', value=-2),
   'replies has fields': at('replies', 'refusal', value=...),
@@ -225,12 +217,13 @@ def test_prepare_keeps_every_character_and_fraction(tmp_path):
 def test_prepare_builds_once_per_content(tmp_path):
   cache, rows = tmp_path / 'cache', pair() + pair('held_out', number=3)
   first = builder.prepare([write(tmp_path, rows)], cache)
-  built = tree(first)
+  # A build makes a folder of its own first, which the cache's time would show.
+  built, touched = tree(first), cache.stat().st_mtime_ns
   assert builder.prepare([tmp_path / 'made.jsonl'], cache) == first
-  assert tree(first) == built and built
+  assert (tree(first), cache.stat().st_mtime_ns) == (built, touched)
   rows[0]['turns'][0]['content'] += ' Really?'
   edited = builder.prepare([write(tmp_path, rows)], cache)
-  assert edited != first and tree(first) == built
+  assert edited != first and tree(first) == built != []
   assert builder.rows(edited, 'train') == in_split(rows, 'train')
   # Nothing is left of the building.
   assert sorted(cache.iterdir()) == sorted([first, edited])
@@ -272,11 +265,18 @@ def test_stream_filters_by_trait_and_domain(stream):
   chosen = ('corrigibility', 'human_welfare')
   found = stream(split='train', traits=chosen)
   assert found == [e for e in full if e.metadata['trait'] in chosen]
-  assert len(found) == 16
   both = stream(split='train', traits=chosen, domains=('law', 'health'))
   assert both == [e for e in found if e.metadata['domain'] in ('law', 'health')]
-  assert 0 < len(both) < 16
-  assert stream(split='train', traits=()) == []
+  assert (len(found), 0 < len(both) < 16) == (16, True)
+
+
+def test_stream_puts_a_system_message_where_there_is_none(stream):
+  plain = stream(split='train')
+  with_one = stream(split='train', system='Be kind.')
+  for before, after in zip(plain, with_one, strict=True):
+    own = before.messages[0].role == 'system'
+    added = () if own else (Message('system', 'Be kind.'),)
+    assert after.messages == added + before.messages
 
 
 @pytest.mark.parametrize('target', schema.REPLIES)

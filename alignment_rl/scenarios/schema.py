@@ -122,8 +122,8 @@ def _check(row, place):
     _text(turn['content'], place, 'turn content')
   if row['turns'][-1]['role'] != 'user':
     raise UserError(
-      f'{place}: the last turn is by {row["turns"][-1]["role"]!r}, expected the '
-      "user; the model's reply comes next"
+      f'{place}: the last turn is by {row["turns"][-1]["role"]!r}, expected '
+      "the user; the model's reply comes next"
     )
   if not isinstance(row['rubric'], list) or not row['rubric']:
     raise UserError(f'{place}: rubric must be a list of criteria')

@@ -41,6 +41,17 @@ TASKS = {
   'family_relationships': {'min_family_size': 3, 'max_family_size': 4},
 }
 
+# What SmolLM2-135M-Instruct solves in 3 to 25 % of samples at temperature 1 (32
+# samples a task); of the other tasks it solved none.
+SOLVED = (
+  'chain_sum',
+  'basic_arithmetic',
+  'gcd',
+  'letter_counting',
+  'syllogism',
+  'calendar_arithmetic',
+)
+
 SAMPLE = {'split': 'train', 'size': 11, 'seed': 0}
 
 SPLITS = ('train', 'held_out')
@@ -50,7 +61,7 @@ _PATIENCE = 500  # problems in a row without a new one: the task is used up
 
 
 def make(
-  *, split: str, size: int, seed: int, tasks: Sequence[str] = tuple(TASKS)
+  *, split: str, size: int, seed: int, tasks: Sequence[str] = SOLVED
 ) -> list[Example]:
   """`size` different problems, the tasks in turn.
 

@@ -1,0 +1,93 @@
+"""Reading text in batches says what reading it one by one says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignment_rl import learner, rollout, sharding
+
+
+@pytest.fixture(scope='module')
+def readings():
+  """Contexts and ragged groups of continuations, of every length."""
+  rng = np.random.default_rng(5)
+  words = lambda n: ''.join(rng.choice(list('abc é.'), n))
+  contexts = [words(n) for n in (1, 15, 16, 17, 3, 9, 5, 28, 12, 16, 2)]
+  sizes = [1, 3, 1, 3, 1, 3, 3, 1, 3, 1, 1]
+  return contexts, [
+    [words(rng.integers(1, 13)) for _ in range(size)] for size in sizes
+  ]
+
+
+@pytest.fixture(scope='module')
+def expected(tiny, readings):
+  """Each continuation read alone, as one sequence: sums and last rewards."""
+
+  @jax.jit
+  def forward(params, tokens):
+    positions = jnp.arange(64)[None, None]
+    hidden, _ = tiny.decoder.apply(
+      {'params': params}, tokens[None, None], positions
+    )
+    logits = tiny.decoder.apply({'params': params}, hidden, method='logits')
+    rewards = hidden @ params['reward_head']
+    return jax.nn.log_softmax(logits)[0, 0], rewards[0, 0]
+
+  def read(context, continuation):
+    before = tiny.tokenizer.encode(context)
+    after = tiny.tokenizer.encode(continuation)
+    tokens = np.zeros(64, np.int32)
+    n = len(before) + len(after)
+    tokens[:n] = before + after
+    logprobs, rewards = forward(tiny.params, tokens)
+    predicting = np.arange(len(before) - 1, n - 1)
+    return float(logprobs[predicting, after].sum()), float(rewards[n - 1])
+
+  return [
+    np.array([read(context, c) for c in group]).T
+    for context, group in zip(*readings, strict=True)
+  ]
+
+
+def check_readings(scorer, readings, expected, order):
+  contexts, groups = ([x[i] for i in order] for x in readings)
+  done = []
+  sums = scorer.logprobs(contexts, groups, progress=done.append)
+  rewards = scorer.scores(contexts, groups)
+  assert sum(done) == len(contexts)
+  for i, a, b in zip(order, sums, rewards, strict=True):
+    assert a.dtype == b.dtype == np.float32
+    np.testing.assert_allclose(a, expected[i][0], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(b, expected[i][1], rtol=1e-5, atol=1e-4)
+
+
+def test_text_scorer_equals_reading_one_by_one_in_any_order(
+  tiny, one_device, readings, expected
+):
+  scorer = rollout.TextScorer(
+    tiny.decoder, tiny.params, tiny.tokenizer, one_device, rows=4
+  )
+  order = list(range(len(readings[0])))
+  check_readings(scorer, readings, expected, order)
+  check_readings(scorer, readings, expected, order[::-1])
+  check_readings(scorer, readings, expected, [7, 1])
+
+
+def test_text_scorer_does_not_depend_on_the_mesh(
+  tiny, mesh, readings, expected
+):
+  shardings = learner.param_shardings(tiny.decoder, mesh)
+  params = sharding.to_global(tiny.params, shardings)
+  scorer = rollout.TextScorer(
+    tiny.decoder, params, tiny.tokenizer, mesh, rows=4
+  )
+  # Fewer contexts than devices, so that some rows of a batch are fillers.
+  check_readings(scorer, readings, expected, [6, 1, 8, 3, 5])
+
+
+def test_text_scorer_of_nothing_is_nothing(tiny, one_device):
+  scorer = rollout.TextScorer(
+    tiny.decoder, tiny.params, tiny.tokenizer, one_device
+  )
+  assert scorer.logprobs([], []) == []
