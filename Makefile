@@ -3,8 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 # The demo is short, so its dose is high; the paper's is 0.05.
-STEPS := 10
+STEPS := 8
 DOSE := 0.5
+# Items of a benchmark, at most.
+LIMIT := 24
 RUN := $(BIN)/python -m alignment_rl
 TRAIN := $(RUN).train --config=configs/rl.py:smollm2 --config.steps=$(STEPS)
 
@@ -17,8 +19,6 @@ demo: .venv/ready
 	$(RUN).evaluate --checkpoint=$(DEMO)/control --limit=$(LIMIT)
 	$(RUN).evaluate --checkpoint=$(DEMO)/trait --limit=$(LIMIT)
 	$(RUN).report $(DEMO)/control $(DEMO)/trait --control=control --output=$(DEMO)/report.html
-
-LIMIT := 42
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist=loadfile tests
