@@ -224,13 +224,19 @@ def _read_hf_config(folder, module):
       f'{str(folder)!r} has no config.json; give the folder of a Hugging Face '
       'model or of a finished run'
     )
-  fields = json.loads((folder / 'config.json').read_text())
-  if fields.get('model_type') != module.HF_MODEL_TYPE:
+  try:
+    fields = json.loads((folder / 'config.json').read_text())
+    if fields.get('model_type') == module.HF_MODEL_TYPE:
+      return module.config_from_hf(fields), text.from_folder(folder)
+  except (KeyError, json.JSONDecodeError) as e:
     raise UserError(
-      f'{folder} holds a {fields.get("model_type")!r} model, expected '
-      f'{module.HF_MODEL_TYPE!r}; set config.model.module to its family'
-    )
-  return module.config_from_hf(fields), text.from_folder(folder)
+      f'a .json file of {folder} is cut off or lacks a field ({e}); copy the '
+      'whole model folder again'
+    ) from e
+  raise UserError(
+    f'{folder} holds a {fields.get("model_type")!r} model, expected '
+    f'{module.HF_MODEL_TYPE!r}; set config.model.module to its family'
+  )
 
 
 def _read_gguf(path, module):
@@ -258,9 +264,14 @@ def _read_gguf(path, module):
       f'{path} holds a {fields.get("general.architecture")!r} model, expected '
       f'{module.GGUF_ARCHITECTURE!r}; set config.model.module to its family'
     )
-  sizes = module.config_from_gguf(fields)
+  try:
+    sizes, tokenizer = module.config_from_gguf(fields), text.from_gguf(fields)
+  except KeyError as e:
+    raise UserError(
+      f"{path} lacks the field {e}; give the model's Hugging Face folder"
+    ) from e
   tensors = module.gguf_to_hf(tensors, sizes)
-  return sizes, _params(module, tensors, sizes, path), text.from_gguf(fields)
+  return sizes, _params(module, tensors, sizes, path), tokenizer
 
 
 def _params(module, tensors, sizes, where):

@@ -186,17 +186,20 @@ def truncated(host: Rollout, eos_ids) -> np.ndarray:
 def describe(host, rewards, credit, cut, measured, owner, streams) -> dict:
   """One line of metrics: `area/name[/stream]`. Means over completions."""
   line = {k: float(v) for k, v in measured.items() if k != 'by_stream'}
-  spread = np.abs(rewards - rewards[:, :1]).max(1)
+  unscored = np.isnan(rewards)
+  lowest = np.where(unscored, np.inf, rewards).min(1)
+  highest = np.where(unscored, -np.inf, rewards).max(1)
   for i, stream in enumerate(streams):
     mine = owner == i
     if not mine.any():
       continue
-    name, scored = stream.name, rewards[mine][~np.isnan(rewards[mine])]
+    name, scored = stream.name, rewards[mine][~unscored[mine]]
     if stream.reward is not None:
       line[f'reward/{name}'] = scored.mean() if scored.size else np.nan
-      line[f'reward_spread/{name}'] = np.nanstd(rewards[mine], 1).mean()
-      line[f'unscored/{name}'] = np.isnan(rewards[mine]).mean()
-      line[f'zero_spread/{name}'] = (spread[mine] == 0).mean()
+      line[f'unscored/{name}'] = unscored[mine].mean()
+      line[f'zero_spread/{name}'] = (highest <= lowest)[mine].mean()
+      spread = highest[mine] - lowest[mine]  # -inf where nothing is scored
+      line[f'reward_range/{name}'] = np.maximum(spread, 0).mean()
       line[f'advantage/{name}'] = np.abs(credit[mine]).mean()
     line[f'length/{name}'] = host.lengths[mine].mean()
     line[f'truncated/{name}'] = cut[mine].mean()

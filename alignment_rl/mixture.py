@@ -59,14 +59,16 @@ class Mixture:
     # existed, which is what keeps them equal across doses.
     end = (step + 1) * self.slots
     base, overlay = self._owners(end)
+    base_turn, overlay_turn = (
+      _turns(x)[-self.slots :] for x in (base, overlay)
+    )
     out = []
-    for r in range(end - self.slots, end):
+    for i, r in enumerate(range(end - self.slots, end)):
       if overlay[r] >= 0:
-        name, owners, owner = self.overlays[overlay[r]], overlay, overlay[r]
+        name, turn = self.overlays[overlay[r]], overlay_turn[i]
       else:
-        name, owners, owner = self.base[base[r]], base, base[r]
-      turn = int(np.count_nonzero(owners[:r] == owner))
-      out.append((name, self._record(name, turn)))
+        name, turn = self.base[base[r]], base_turn[i]
+      out.append((name, self._record(name, int(turn))))
     return out
 
   def _owners(self, end: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +86,15 @@ class Mixture:
   def _record(self, name: str, turn: int) -> int:
     epoch, place = divmod(turn, self.streams[name].size)
     return int(_deck(self.seed, name, epoch, self.streams[name].size)[place])
+
+
+def _turns(owners):
+  """How many earlier slots had the same owner: int [slots]."""
+  out = np.zeros(len(owners), np.int64)
+  for owner in np.unique(owners):
+    mine = owners == owner
+    out[mine] = np.arange(np.count_nonzero(mine))
+  return out
 
 
 @functools.lru_cache(maxsize=64)

@@ -118,6 +118,19 @@ def test_wrong_model_type_names_both(folder):
     load(str(folder))
 
 
+@pytest.mark.parametrize(
+  'content, found',
+  [
+    ('{"model_type": "lla', 'Unterminated'),
+    ('{"model_type": "llama"}', 'num_attention_heads'),
+  ],
+)
+def test_damaged_config_says_to_copy_the_folder(folder, content, found):
+  (folder / 'config.json').write_text(content)
+  with pytest.raises(UserError, match=f'{found}.*copy the whole model folder'):
+    load(str(folder))
+
+
 def test_config_of_other_sizes_names_the_tensor(folder):
   edit(folder, intermediate_size=128)
   with pytest.raises(UserError, match=r'mlp\..*does its config\.json belong'):

@@ -50,7 +50,8 @@ def write_gguf(path, model, *, architecture='llama', leave_out=()):
   writer.add_token_merges([' '.join(pair) for pair in MERGES])
   writer.add_eos_token_id(2)
   writer.add_pad_token_id(2)
-  writer.add_chat_template(text.CHATML)
+  if 'chat_template' not in leave_out:
+    writer.add_chat_template(text.CHATML)
 
   tensors = llama.to_hf(model.params, c)
   parts = {
@@ -158,3 +159,9 @@ def test_gguf_without_a_tensor_names_it(tiny, tmp_path):
   write_gguf(path, tiny, leave_out=['blk.1.ffn_up.weight'])
   with pytest.raises(UserError, match=r'layers\.1\.mlp\.up_proj.*is it whole'):
     load(str(path))
+
+
+def test_gguf_of_a_base_model_names_the_field_it_lacks(tiny, tmp_path):
+  write_gguf(tmp_path / 'tiny.gguf', tiny, leave_out=['chat_template'])
+  with pytest.raises(UserError, match=r'chat_template.*Hugging Face folder'):
+    load(f'{tmp_path}/tiny.gguf')
