@@ -78,7 +78,7 @@ def plugins(kind: str) -> list[str]:
 
 
 def settings(cls: type, section: ConfigDict, where: str) -> Any:
-  """A config section as a frozen dataclass, so that nothing below reads configs.
+  """A config section as a frozen dataclass: nothing below reads a config.
 
   Raises:
     UserError: the section has a field that `cls` lacks, or lacks one.
@@ -117,7 +117,7 @@ def define_config_flags() -> None:
 
 
 def run(main: Callable[[], None], required: Sequence[str] = ()) -> None:
-  """Parses flags, runs `main`, and turns mistakes into a sentence and exit 2."""
+  """Parses flags, runs `main`, turns mistakes into a sentence and exit 2."""
   try:
     left = _parse(sys.argv)
     if left:
@@ -137,7 +137,7 @@ def run(main: Callable[[], None], required: Sequence[str] = ()) -> None:
 
 
 def cache_dir() -> pathlib.Path:
-  """Where derived files are kept: $ALIGNMENT_RL_CACHE or ~/.cache/alignment_rl."""
+  """For derived files: $ALIGNMENT_RL_CACHE, or ~/.cache/alignment_rl."""
   default = pathlib.Path.home() / '.cache' / 'alignment_rl'
   return pathlib.Path(os.environ.get('ALIGNMENT_RL_CACHE') or default)
 

@@ -174,8 +174,8 @@ def main() -> None:
     return
   if _FLAGS.checkpoint is None:
     raise UserError(
-      '--checkpoint is missing; give a workdir, a model folder, a .gguf file or '
-      'package:NAME, or use --list'
+      '--checkpoint is missing; give a workdir, a model folder, a .gguf file '
+      'or package:NAME, or use --list'
     )
   is_workdir = (pathlib.Path(_FLAGS.checkpoint) / 'checkpoints').is_dir()
   if not (_FLAGS.output or is_workdir):

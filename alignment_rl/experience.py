@@ -35,7 +35,7 @@ class Algorithm:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-  """A stream as the loop sees it; `reward` None = its slots are demonstrations."""
+  """A stream as the loop sees it; without reward its slots demonstrate."""
 
   name: str
   examples: list[Example]

@@ -116,7 +116,7 @@ def _pick(options, value, field):
 
 
 def split(params: Any, trainable: str) -> tuple[dict, dict]:
-  """Parameters whose path ('layers/q') matches all of `trainable`, and the rest.
+  """Parameters whose path ('layers/q') `trainable` matches, and the rest.
 
   Both are flat, by path; `join` puts them together. No gradient and no
   optimizer state is made for the rest.
@@ -214,7 +214,7 @@ def make_passes(
 ) -> tuple[np.ndarray, np.ndarray]:
   """The order in which an update reads its micro-batches.
 
-  Row b lies in micro-batch b % micro_batches (so every device has rows of each).
+  Row b lies in micro-batch b % micro_batches, so every device has rows of each.
   With `per_stream`, a micro-batch is read once for every stream it holds, and
   part i of the passes is stream i; else it is read once, all in part 0. A
   micro-batch in which no row counts is not read at all.

@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-# exp(20) is finite in float32 and far beyond any ratio that a clip lets through.
+# exp(20) is finite in float32 and far beyond any ratio that a clip lets pass.
 MAX_LOG_RATIO = 20.0
 
 

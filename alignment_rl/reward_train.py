@@ -10,7 +10,6 @@ with the pair accuracy on held-out scenarios, mirrors and the rest, of the
 learned model and of the untrained criterion likelihood.
 """
 
-import json
 import pathlib
 
 import jax
@@ -232,11 +231,8 @@ def main() -> None:
   print('held-out pairs: how often the beneficial reply scores higher')
   for name, parts in found.items():
     for part, row in parts.items():
-      print(
-        f'{name:14s} {part:8s} n={row["n"]:<4d} '
-        f'over violating {row["violating"]:.2f}  over refusal {row["refusal"]:.2f}'
-      )
-  print(json.dumps(found))
+      wins = ', '.join(f'{row[k]:.2f} of {k}' for k in REPLIES[1:])
+      print(f'{name:14s} {part:8s} n={row["n"]:<4d} {wins}')
 
 
 if __name__ == '__main__':

@@ -47,8 +47,8 @@ def make_mesh(sizes: dict[str, int]) -> Mesh:
     sizes[free[0]] = devices // known
   if min(sizes.values()) < 1 or int(np.prod(list(sizes.values()))) != devices:
     raise UserError(
-      f'mesh {sizes} does not fit: {devices} device(s) are attached; give sizes '
-      'whose product is that, or set one axis to -1 to fill'
+      f'mesh {sizes} does not fit: {devices} device(s) are attached; give '
+      'sizes whose product is that, or set one axis to -1 to fill'
     )
   # Auto axes: linen's metadata and explicit axes do not agree.
   return jax.make_mesh(
@@ -153,6 +153,6 @@ def start_distributed(spec: str) -> None:
     raise UserError(
       f"--distributed is {spec!r}, expected 'auto' or HOST:PORT,PROCESSES,INDEX"
     )
-  # The CPU's default client is for one process; gloo makes it a pod in miniature.
+  # The CPU's own client is for one process; gloo makes it a pod in miniature.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))

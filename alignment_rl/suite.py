@@ -35,7 +35,7 @@ class Benchmark:
     chance: score of an answer that knows nothing.
     version: raised when items or scoring change.
     source: data, licence and citation, in words.
-    demo: for generate, an example with a right and a wrong answer: its own test.
+    demo: for generate, an example, a right and a wrong answer: its own test.
   """
 
   name: str

@@ -82,7 +82,7 @@ def train(config, workdir: str) -> None:
   )
   prepare_workdir(folder, config, model)
 
-  # ------------------------------------------------- state: resume or initialise
+  # ------------------------------------------------ state: resume or initialise
   root = jax.random.key(config.seed)
   # The reference is where the run began, never a resumed checkpoint.
   reference = learner.place_params(

@@ -1,4 +1,4 @@
-"""The loop as a whole: it resumes, it scales, it learns, and says what is off."""
+"""The loop as a whole: it resumes, scales, learns, and says what is off."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from alignment_rl.types import Example, Message
 from configs import rl, sft
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Base streams alone: short prompts, so that a step takes a fraction of a second.
+# Base streams alone: short prompts, so that a step takes part of a second.
 SHORT = (
   '--config.streams.traits.fraction=0',
   '--config.batch.prompt_length=384',

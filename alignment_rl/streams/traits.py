@@ -1,7 +1,7 @@
 """The trait scenarios as prompts, each with its own rubric in the metadata.
 
-Source: the authored data set of `alignment_rl/scenarios`, read through TFDS. The
-target is the beneficial reply, for SFT; RL does not look at it.
+Source: the authored data set of `alignment_rl/scenarios`, read through TFDS.
+The target is the beneficial reply, for SFT; RL does not look at it.
 """
 
 from collections.abc import Sequence
