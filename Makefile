@@ -13,7 +13,6 @@ TRAIN := $(RUN).train --config=configs/rl.py:smollm2 --config.steps=$(STEPS)
 .PHONY: demo test lock clean
 
 demo: .venv/ready
-	rm -rf $(DEMO)
 	$(TRAIN) --workdir=$(DEMO)/control --config.streams.traits.fraction=0
 	$(TRAIN) --workdir=$(DEMO)/trait --config.streams.traits.fraction=$(DOSE)
 	$(RUN).evaluate --checkpoint=$(DEMO)/control --limit=$(LIMIT)
