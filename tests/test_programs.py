@@ -73,7 +73,9 @@ def assert_same_run(a, b, rtol):
         np.array(left[key], float),
         np.array(right[key], float),
         rtol=rtol,
-        atol=1e-6,
+        # A group without spread has no gradient but rounding noise at step 0,
+        # where policy and reference agree: 7e-6 of the ledger, or exactly 0.
+        atol=1e-5,
         err_msg=f'step {left["step"]} {key}',
       )
 
@@ -206,7 +208,8 @@ def test_evaluation_twice_is_the_same(straight, tmp_path):
   for name in ('a', 'b'):
     run(
       'evaluate', f'--checkpoint={straight}', '--limit=3', '--dtype=float32',
-      '--completion_length=8', f'--output={tmp_path / name}',
+      '--benchmarks=traits/mirrors,capability', '--completion_length=8',
+      f'--output={tmp_path / name}',
     )  # fmt: skip
   a, b = (lines(tmp_path / n, 'results.jsonl') for n in ('a', 'b'))
   assert a == b
