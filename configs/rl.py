@@ -36,6 +36,8 @@ def get_config(arg=None):
     c.algorithm.skip_zero_spread = True
     c.optimizer.trainable = 'layers/.*|final_norm'  # a fifth less to hold
     c.optimizer.learning_rate = 5e-5
+    # A micro-batch is one prompt here, so streams come apart at no cost.
+    c.log.gradient_every = c.log.rollouts_every = 1
   else:
     c.steps = 4
     c.streams.traits.fraction = 0.25
