@@ -27,10 +27,8 @@ from alignment_rl import (
   sharding,
   suite,
   text,
-)  # fmt: skip
-from alignment_rl import (
-  config as config_lib,
 )
+from alignment_rl import config as config_lib
 from alignment_rl.errors import UserError
 from alignment_rl.types import Purpose
 

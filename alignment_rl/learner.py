@@ -7,7 +7,6 @@ asked for, at no cost when micro-batches hold one stream each.
 """
 
 import dataclasses
-import re
 from typing import Any
 
 import flax.linen as nn
@@ -15,10 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
 
-from alignment_rl import objectives, rollout, sharding
-from alignment_rl.errors import UserError
+from alignment_rl import objectives, optimizers, rollout, sharding
 from alignment_rl.models.decoder import Decoder
 from alignment_rl.types import TrainState
 
@@ -45,105 +42,6 @@ class LossSettings:
   value_clip: float = 0.2
 
 
-def make_optimizer(
-  *,
-  name: str,
-  learning_rate: float,
-  warmup: int,
-  steps: int,
-  schedule: str,
-  clip_norm: float,
-  weight_decay: float,
-  b1: float,
-  b2: float,
-) -> optax.GradientTransformation:
-  """An optax chain: clip by global norm, optimizer, schedule.
-
-  Args:
-    name: 'adamw', 'adafactor', 'lion' or 'sgd'.
-    learning_rate: peak.
-    warmup: steps of linear warm-up from 0.
-    steps: length of the schedule, warm-up included.
-    schedule: 'constant', 'linear' or 'cosine' (both to 0).
-    clip_norm: global gradient norm is cut to it; 0 = no clipping.
-    weight_decay: decoupled, on matrices only.
-
-  Raises:
-    UserError: unknown `name` or `schedule`.
-  """
-  after = max(steps - warmup, 1)
-  curve = _pick(
-    {
-      'constant': lambda: optax.constant_schedule(learning_rate),
-      'linear': lambda: optax.linear_schedule(learning_rate, 0.0, after),
-      'cosine': lambda: optax.cosine_decay_schedule(learning_rate, after),
-    },
-    schedule,
-    'schedule',
-  )
-  if warmup:
-    # Starts above 0: an update that cannot move anything would be wasted.
-    ramp = optax.linear_schedule(learning_rate / warmup, learning_rate, warmup)
-    curve = optax.join_schedules([ramp, curve], [warmup])
-  matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-  decay = {'weight_decay': weight_decay, 'mask': matrices}
-  optimizer = _pick(
-    {
-      'adamw': lambda: optax.adamw(curve, b1, b2, **decay),
-      'lion': lambda: optax.lion(curve, b1, b2, **decay),
-      'adafactor': lambda: optax.adafactor(
-        curve,
-        weight_decay_rate=weight_decay or None,
-        weight_decay_mask=matrices,
-      ),
-      'sgd': lambda: optax.chain(
-        optax.add_decayed_weights(**decay), optax.sgd(curve)
-      ),
-    },
-    name,
-    'name',
-  )
-  parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-  return optax.chain(*parts, optimizer)
-
-
-def _pick(options, value, field):
-  if value not in options:
-    raise UserError(
-      f'config.optimizer.{field} is {value!r}, expected one of {list(options)}'
-    )
-  return options[value]()
-
-
-def split(params: Any, trainable: str) -> tuple[dict, dict]:
-  """Parameters whose path ('layers/q') `trainable` matches, and the rest.
-
-  Both are flat, by path; `join` puts them together. No gradient and no
-  optimizer state is made for the rest.
-
-  Raises:
-    UserError: `trainable` is no regular expression or matches nothing.
-  """
-  try:
-    matches = re.compile(trainable).fullmatch
-  except re.error as e:
-    raise UserError(
-      f'config.optimizer.trainable={trainable!r} is no regular expression: {e}'
-    ) from e
-  flat = traverse_util.flatten_dict(params, sep='/')
-  chosen = {k: v for k, v in flat.items() if matches(k)}
-  if not chosen:
-    raise UserError(
-      f'config.optimizer.trainable={trainable!r} matches none of {sorted(flat)}'
-    )
-  return chosen, {k: v for k, v in flat.items() if k not in chosen}
-
-
-def join(chosen: dict, rest: dict) -> dict:
-  """The inverse of `split`."""
-  return traverse_util.unflatten_dict(chosen | rest, sep='/')
-
-
 def state_shardings(
   model: Decoder,
   tx: optax.GradientTransformation,
@@ -160,7 +58,7 @@ def state_shardings(
     tokens = jnp.zeros((1, 1, 2), jnp.int32)
     boxed = model.init(jax.random.key(0), tokens, method='init_everything')
     params = boxed['params']
-    opt_state = tx.init(split(params, trainable)[0])
+    opt_state = tx.init(optimizers.split(params, trainable)[0])
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
   boxed = jax.eval_shape(init)
@@ -195,7 +93,9 @@ def fresh_state(
   trainable: str = '.*',
 ) -> TrainState:
   """Step 0 with its own copy of `params`, which stay the reference."""
-  start = lambda p: TrainState(jnp.int32(0), p, tx.init(split(p, trainable)[0]))
+  start = lambda p: TrainState(
+    jnp.int32(0), p, tx.init(optimizers.split(p, trainable)[0])
+  )
   return jax.jit(start, out_shardings=shardings)(params)
 
 
@@ -262,7 +162,7 @@ def make_update(
   """
 
   def loss_fn(chosen, rest, batch):
-    params, r = join(chosen, rest), batch.rollout
+    params, r = optimizers.join(chosen, rest), batch.rollout
     logprobs, entropy, values = rollout.teacher_force(
       model,
       params,
@@ -310,7 +210,7 @@ def make_update(
   def update(state, batch, passes, parts):
     cut = lambda x: x.reshape(-1, micro_batches, *x.shape[1:])
     batch = jax.tree.map(cut, batch)
-    chosen, rest = split(state.params, trainable)
+    chosen, rest = optimizers.split(state.params, trainable)
     zeros = lambda: jax.tree.map(jnp.zeros_like, chosen)
 
     def one_pass(i, carry):
@@ -360,7 +260,7 @@ def make_update(
     norms = jnp.where(passes[0, 1] < 0, jnp.nan, norms)
     norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, chosen)
-    params = join(optax.apply_updates(chosen, updates), rest)
+    params = optimizers.join(optax.apply_updates(chosen, updates), rest)
     measured = {
       'loss': loss,
       'gradient_norm': norm,

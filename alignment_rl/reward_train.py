@@ -23,15 +23,14 @@ from alignment_rl import (
   metrics,
   mixture,
   objectives,
+  optimizers,
   rollout,
   rubrics,
   sharding,
   text,
   train,
-)  # fmt: skip
-from alignment_rl import (
-  config as config_lib,
 )
+from alignment_rl import config as config_lib
 from alignment_rl.errors import UserError
 from alignment_rl.rewards import criterion, reward_model
 from alignment_rl.types import Example, Judge, Purpose, RewardFn, TrainState
@@ -55,17 +54,17 @@ def make_update(model, tx, shardings, mesh, pairs, trainable):
   worse = np.array([REPLIES.index(w) for _, w in pairs])
 
   def loss_fn(chosen, rest, batch):
-    params = learner.join(chosen, rest)
+    params = optimizers.join(chosen, rest)
     scores = rollout.reward_scores(model, params, *batch)
     good, bad = scores[:, better], scores[:, worse]
     loss = objectives.bradley_terry_loss(good, bad).mean()
     return loss, {'loss': loss, 'accuracy': (good > bad).mean()}
 
   def update(state, batch):
-    chosen, rest = learner.split(state.params, trainable)
+    chosen, rest = optimizers.split(state.params, trainable)
     grads, measured = jax.grad(loss_fn, has_aux=True)(chosen, rest, batch)
     updates, opt_state = tx.update(grads, state.opt_state, chosen)
-    params = learner.join(optax.apply_updates(chosen, updates), rest)
+    params = optimizers.join(optax.apply_updates(chosen, updates), rest)
     measured['gradient_norm'] = optax.tree.norm(grads)
     return TrainState(state.step + 1, params, opt_state), measured
 
@@ -108,7 +107,7 @@ def reward_train(config, workdir: str) -> dict:
   config_lib.choose(r.rubric, tuple(PAIRS), 'reward_model.rubric')
   optimizer = config.optimizer.to_dict()
   trainable = optimizer.pop('trainable')
-  tx = learner.make_optimizer(steps=config.steps, **optimizer)
+  tx = optimizers.make_optimizer(steps=config.steps, **optimizer)
   examples = [
     e
     for c in config.streams.values()

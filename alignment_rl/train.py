@@ -22,12 +22,11 @@ from alignment_rl import (
   learner,
   metrics,
   mixture,
+  optimizers,
   rollout,
   sharding,
-)  # fmt: skip
-from alignment_rl import (
-  config as config_lib,
 )
+from alignment_rl import config as config_lib
 from alignment_rl.errors import UserError
 from alignment_rl.types import Purpose
 
@@ -44,7 +43,7 @@ def train(config, workdir: str) -> None:
   config_lib.choose(algorithm.kl_in, ('loss', 'reward'), 'algorithm.kl_in')
   optimizer = config.optimizer.to_dict()
   trainable = optimizer.pop('trainable')
-  tx = learner.make_optimizer(
+  tx = optimizers.make_optimizer(
     steps=config.steps * algorithm.epochs, **optimizer
   )
   streams = make_streams(config)

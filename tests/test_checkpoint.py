@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from alignment_rl import checkpoint, learner, sharding
+from alignment_rl import checkpoint, learner, optimizers, sharding
 from alignment_rl.errors import UserError
 from alignment_rl.models import llama
 from alignment_rl.types import TrainState
@@ -18,7 +18,7 @@ load = functools.partial(checkpoint.load_model, dtype='float32')
 
 
 def adamw():
-  return learner.make_optimizer(
+  return optimizers.make_optimizer(
     name='adamw', learning_rate=1e-2, warmup=0, steps=10, schedule='constant',
     clip_norm=0.0, weight_decay=0.0, b1=0.9, b2=0.99,
   )  # fmt: skip

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from alignment_rl import learner, objectives, rollout, sharding
+from alignment_rl import learner, objectives, optimizers, rollout, sharding
 from alignment_rl.types import Batch
 
 P, C = 6, 5
@@ -38,7 +38,7 @@ def test_golden_step(tiny, one_device):
     ),
     np.zeros((4, 4), bool), np.array([0, 1, 0, 1], np.int32),
   )  # fmt: skip
-  tx = learner.make_optimizer(
+  tx = optimizers.make_optimizer(
     name='adamw', learning_rate=1e-2, warmup=2, steps=10, schedule='cosine',
     clip_norm=1.0, weight_decay=0.01, b1=0.9, b2=0.99,
   )  # fmt: skip

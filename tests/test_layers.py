@@ -15,9 +15,9 @@ FOLDERS = ('models', 'streams', 'rewards', 'scenarios', 'benchmarks')
 LEVELS = (
   'types text config errors sources mixture sharding metrics checkpoint stats',
   'objectives scoring rubrics judge models streams rewards scenarios',
-  'rollout learner',
+  'rollout learner optimizers experience',
   'suite benchmarks',
-  'train reward_train evaluate report chat experience preflight',
+  'train reward_train evaluate report chat preflight',
 )
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names.split()}
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from alignment_rl import learner, objectives, rollout, sharding
+from alignment_rl import learner, objectives, optimizers, rollout, sharding
 from alignment_rl.errors import UserError
 from alignment_rl.types import Batch, Rollout
 
@@ -65,7 +65,7 @@ def batch(tiny, one_device):
 @functools.cache
 def compiled(decoder, mesh, optimizer, loss, micro_batches, trainable):
   """The optimizer, shardings and update of one setting, for all tests of it."""
-  tx = learner.make_optimizer(**dict(optimizer))
+  tx = optimizers.make_optimizer(**dict(optimizer))
   _, shardings = learner.state_shardings(decoder, tx, mesh, trainable)
   update = learner.make_update(
     decoder, tx, loss, shardings, mesh, micro_batches=micro_batches,
@@ -380,19 +380,19 @@ def test_trainable_gradient_is_that_part_of_the_whole(tiny, one_device, batch):
 )
 def test_trainable_that_matches_nothing_is_refused(tiny, trainable, reason):
   with pytest.raises(UserError, match=reason):
-    learner.split(tiny.params, trainable)
+    optimizers.split(tiny.params, trainable)
 
 
 def test_join_undoes_split(tiny):
-  chosen, rest = learner.split(tiny.params, 'layers/.*|embed')
+  chosen, rest = optimizers.split(tiny.params, 'layers/.*|embed')
   assert 'layers/q' in chosen and 'final_norm' in rest
-  joined = learner.join(chosen, rest)
+  joined = optimizers.join(chosen, rest)
   jax.tree.map(np.testing.assert_array_equal, joined, tiny.params)
 
 
 @pytest.mark.parametrize('mesh', [(2, 2, 2)], indirect=True)
 def test_update_donates_its_state_and_compiles_once(tiny, mesh, batch):
-  tx = learner.make_optimizer(**ADAMW)
+  tx = optimizers.make_optimizer(**ADAMW)
   abstract, shardings = learner.state_shardings(tiny.decoder, tx, mesh)
   start = sharding.to_global(tiny.params, shardings.params)
   first = state = learner.fresh_state(start, tx, shardings)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from alignment_rl import learner
+from alignment_rl import optimizers
 from alignment_rl.errors import UserError
 
 SETTINGS = {
@@ -21,7 +21,7 @@ SGD = {'name': 'sgd', 'learning_rate': 1.0}
 @pytest.mark.parametrize('name', ['adamw', 'adafactor', 'lion', 'sgd'])
 def test_every_optimizer_and_schedule_moves_every_parameter(name, schedule):
   settings = {'name': name, 'schedule': schedule, 'clip_norm': 1.0}
-  tx = learner.make_optimizer(**SETTINGS | settings | {'warmup': 3})
+  tx = optimizers.make_optimizer(**SETTINGS | settings | {'warmup': 3})
   params = {'matrix': jnp.ones((4, 3)), 'vector': jnp.ones(3)}
   state = tx.init(params)
   step = jax.jit(tx.update)
@@ -35,7 +35,9 @@ def test_every_optimizer_and_schedule_moves_every_parameter(name, schedule):
 
 @pytest.mark.parametrize('name', ['adamw', 'adafactor', 'lion', 'sgd'])
 def test_weight_decay_shrinks_matrices_alone(name):
-  tx = learner.make_optimizer(**SETTINGS | {'name': name, 'weight_decay': 0.1})
+  tx = optimizers.make_optimizer(
+    **SETTINGS | {'name': name, 'weight_decay': 0.1}
+  )
   params = {'matrix': jnp.ones((4, 3)), 'vector': jnp.ones(3)}
   zeros = jax.tree.map(jnp.zeros_like, params)
   updates, _ = jax.jit(tx.update)(zeros, tx.init(params), params)
@@ -55,7 +57,7 @@ def test_weight_decay_shrinks_matrices_alone(name):
 )
 def test_schedule_is_the_hand_worked_curve(schedule, expected):
   settings = {'schedule': schedule, 'warmup': 2, 'steps': 6}
-  tx = learner.make_optimizer(**SETTINGS | SGD | settings)
+  tx = optimizers.make_optimizer(**SETTINGS | SGD | settings)
   params = {'w': jnp.zeros(1)}
   state, found = tx.init(params), []
   for _ in expected:
@@ -69,7 +71,7 @@ def test_clip_norm_cuts_the_global_norm():
   grads = {'a': jnp.array([3.0]), 'b': jnp.array([4.0])}
   found = []
   for clip_norm in (1.0, 10.0, 0.0):
-    tx = learner.make_optimizer(**SETTINGS | SGD | {'clip_norm': clip_norm})
+    tx = optimizers.make_optimizer(**SETTINGS | SGD | {'clip_norm': clip_norm})
     updates, _ = tx.update(grads, tx.init(grads), grads)
     found.append([-float(updates['a'][0]), -float(updates['b'][0])])
   assert found == [pytest.approx([0.6, 0.8]), [3, 4], [3, 4]]
@@ -78,4 +80,4 @@ def test_clip_norm_cuts_the_global_norm():
 @pytest.mark.parametrize('field', ['name', 'schedule'])
 def test_unknown_optimizer_or_schedule_lists_the_known(field):
   with pytest.raises(UserError, match=rf"optimizer\.{field} is 'adam'.*one of"):
-    learner.make_optimizer(**SETTINGS | {field: 'adam'})
+    optimizers.make_optimizer(**SETTINGS | {field: 'adam'})

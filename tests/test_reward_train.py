@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from alignment_rl import learner, reward_train, rollout, sharding
+from alignment_rl import learner, optimizers, reward_train, rollout, sharding
 from alignment_rl.types import Example
 from configs import reward_model
 
@@ -33,7 +33,7 @@ def test_it_learns_which_reply_wins_by_the_criterion(tiny, mesh):
   """Same replies under two criteria: the winner flips with what is read."""
   model = tiny.decoder
   params = tiny.params | {'reward_head': np.zeros(32, np.float32)}
-  tx = learner.make_optimizer(
+  tx = optimizers.make_optimizer(
     name='adamw', learning_rate=3e-3, warmup=0, steps=60, schedule='constant',
     clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.99,
   )  # fmt: skip
