@@ -160,9 +160,9 @@ def _parse(argv):
 def _cause(error: Exception) -> str:
   """What went wrong, on one line: the flag library may wrap a whole trace."""
   message = str(error.args[0] if isinstance(error, KeyError) else error)
+  # The config library quotes its own message, line breaks and all.
+  message = message.replace('\\n', ' ').replace("\\'", "'")
   lines = [line.strip() for line in message.splitlines() if line.strip()]
   if 'Error whilst parsing' in lines[0] or 'Traceback' in message:
     lines = lines[-1:]
-  return (
-    ' '.join(lines).strip('"\'').removeprefix('alignment_rl.errors.UserError: ')
-  )
+  return ' '.join(lines).removeprefix('alignment_rl.errors.UserError: ')
