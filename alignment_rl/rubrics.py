@@ -33,8 +33,6 @@ HELPFULNESS = (
   },
 )
 
-RUBRICS = ('scenario', 'helpfulness')
-
 
 def reader(name: str) -> Callable[[Example], Sequence[dict]]:
   """Which rubric an example is scored by.

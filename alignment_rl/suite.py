@@ -14,9 +14,6 @@ from alignment_rl import config as config_lib
 from alignment_rl.errors import UserError
 from alignment_rl.types import Example, Judge
 
-PROTOCOLS = ('choice', 'generate')
-NORMALISATIONS = ('sum', 'token', 'byte')
-
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
