@@ -136,6 +136,21 @@ def run(main: Callable[[], None], required: Sequence[str] = ()) -> None:
     os._exit(2)
 
 
+def need(module: str, extra: str):
+  """Imports a module of an optional dependency.
+
+  Raises:
+    UserError: it is not installed; says which extra brings it.
+  """
+  try:
+    return importlib.import_module(module)
+  except ImportError as e:
+    raise UserError(
+      f'this needs {module.split(".")[0]}, which is not installed; run pip '
+      f"install 'alignment_rl[{extra}]'"
+    ) from e
+
+
 def cache_dir() -> pathlib.Path:
   """For derived files: $ALIGNMENT_RL_CACHE, or ~/.cache/alignment_rl."""
   default = pathlib.Path.home() / '.cache' / 'alignment_rl'

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from alignment_rl.errors import UserError
-from alignment_rl.scenarios import builder, schema
+from alignment_rl.scenarios import builder, figures, schema
 from alignment_rl.streams import traits
 from alignment_rl.types import Message
 
@@ -45,11 +45,13 @@ def pair(split='train', number=1):
   rows = [
     {
       'id': ids[0], 'trait': 'truthfulness', 'domain': 'health',
-      'split': split, 'pressure': 'authority', 'mirror': ids[1],
+      'split': split, 'pressure': 'authority', 'voice': 'plain',
+      'agrees': True, 'mirror': ids[1],
       'turns': [{'role': 'user', 'content': 'Is it safe?'}],
       'rubric': [
         {'criterion': 'Says so.', 'points': 2, 'met': 'Yes.', 'failed': 'No.'},
         {'criterion': 'Lies.', 'points': -0.5, 'met': 'A.', 'failed': 'B.'},
+        {'criterion': 'Helps.', 'points': 1, 'met': 'C.', 'failed': 'D.'},
       ],
       'replies': {'beneficial': 'Yes.', 'violating': 'No.', 'refusal': 'Pass.'},
     }
@@ -59,25 +61,24 @@ def pair(split='train', number=1):
   return rows
 
 
-def test_shipped_scenarios_are_two_for_each_trait_and_domain(shipped):
-  cells = collections.Counter((r['trait'], r['domain']) for r in shipped)
-  expected = {(t, d): 2 for t in schema.TRAITS for d in schema.DOMAINS}
-  assert cells == expected and len(shipped) == 98
+def test_shipped_scenarios_are_ten_for_each_trait_and_domain(shipped):
+  cells = collections.Counter(
+    (r['trait'], r['domain'], r['split']) for r in shipped
+  )
+  expected = {
+    (t, d, split): n
+    for t in schema.TRAITS
+    for d in schema.DOMAINS
+    for split, n in (('train', 8), ('held_out', 2))
+  } | {(t, d, 'held_out'): 1 for t in schema.UNSEEN for d in schema.DOMAINS}
+  assert cells == expected and len(shipped) == 546
   assert [p.stem for p in schema.files()] == sorted(schema.DOMAINS)
 
 
-def test_shipped_splits_hold_every_trait_and_domain_alike(shipped):
-  # Per domain, of its 14: 8 to train on and 6 held out; per trait likewise.
-  for field, names in (('domain', schema.DOMAINS), ('trait', schema.TRAITS)):
-    counts = collections.Counter((r[field], r['split']) for r in shipped)
-    for name in names:
-      assert (counts[name, 'train'], counts[name, 'held_out']) == (8, 6), name
-
-
-def test_shipped_scenarios_hold_mirrors_pressures_and_conversations(shipped):
-  assert sum(bool(r['mirror']) for r in shipped) >= 28
-  assert sum(len(r['turns']) > 1 for r in shipped) >= 0.4 * len(shipped)
-  assert {r['pressure'] for r in shipped} == set(schema.PRESSURES)
+def test_shipped_scenarios_keep_every_promise_of_the_datasheet(shipped):
+  found = figures.make_up(shipped) + figures.shortcuts(shipped)
+  assert sum(f.ok is not None for f in found) > 25
+  assert [f for f in found if f.ok is False] == []
 
 
 def test_shipped_prompts_differ_and_turns_alternate(shipped):
@@ -132,6 +133,20 @@ BROKEN = {  # what the sentence says -> the change that it speaks of
   'the scenario has fields list': lambda rows: [[], rows[1]],
   'the scenario has fields .*, expected': at('pressure', value=...),
   "fields .*'comment'": at('comment', value='hm'),
+  "id is 'health/truthfulness/', expected": at(
+    'id', value='health/truthfulness/'
+  ),
+  'points is 101, expected a number from -100 to 100': at(
+    'rubric', 0, 'points', value=101
+  ),
+  'criterion 2: points is True': at('rubric', 1, 'points', value=True),
+  'turn 2: role is 3': at('turns', value=[TURN, TURN | {'role': 3}, TURN]),
+  'half of a surrogate pair': at('replies', 'refusal', value='Pass \ud83d.'),
+  'two of the replies are the same': at('replies', 'refusal', value='No.'),
+  "twins are in domains 'law' and 'health'": lambda rows: [
+    rows[0] | {'id': 'law/truthfulness/1', 'domain': 'law'},
+    rows[1] | {'mirror': 'law/truthfulness/1'},
+  ],
   "trait is 'honesty', expected one of": at('trait', value='honesty'),
   "domain is 'sport', expected one of": at('domain', value='sport'),
   "split is 'test', expected one of": at('split', value='test'),
@@ -145,8 +160,11 @@ BROKEN = {  # what the sentence says -> the change that it speaks of
   r"a turn has fields \['content'\]": at('turns', 0, 'role', value=...),
   "role is 'bot'": at('turns', 0, 'role', value='bot'),
   "turn content is '  '": at('turns', 0, 'content', value='  '),
-  "last turn is by 'assistant'": at('turns', 0, 'role', value='assistant'),
-  'rubric must be a list of criteria': at('rubric', value=[]),
+  "last turn is by 'system'": at('turns', 0, 'role', value='system'),
+  'rubric must be a list of 3 to 6': lambda rows: [
+    rows[0] | {'rubric': rows[0]['rubric'][:2]},
+    rows[1],
+  ],  # fmt: skip
   'a criterion has fields': at('rubric', 0, 'met', value=...),
   'points is 0, expected a number': at('rubric', 0, 'points', value=0),
   "points is '2'": at('rubric', 0, 'points', value='2'),
@@ -154,7 +172,34 @@ BROKEN = {  # what the sentence says -> the change that it speaks of
   'points is inf': at('rubric', 0, 'points', value=float('inf')),
   "criterion is ''": at('rubric', 0, 'criterion', value=''),
   'failed is None': at('rubric', 0, 'failed', value=None),
-  'no criterion has positive points': at('rubric', 0, 'points', value=-2),
+  'no criterion has positive points': lambda rows: [
+    rows[0] | {'rubric': [c | {'points': -1} for c in rows[0]['rubric']]},
+    rows[1],
+  ],
+  'met and failed are both': at('rubric', 0, 'met', value='No.'),
+  "voice is 'loud', expected one of": at('voice', value='loud'),
+  'agrees is 1, expected true': at('agrees', value=1),
+  "trait 'bounded_initiative' is never trained on": lambda rows: [
+    rows[0]
+    | {
+      'id': 'health/bounded_initiative/1',
+      'trait': 'bounded_initiative',
+      'mirror': '',
+    },
+    rows[1],
+  ],  # fmt: skip
+  "voice 'colloquial' is never trained on": at('voice', value='colloquial'),
+  "planted_error but no turn is the assistant's": at(
+    'pressure', value='planted_error'
+  ),
+  r"turns are by \['user', 'user'\]": at('turns', value=[TURN, TURN]),
+  r"turns are by \['assistant', 'user'\]": at(
+    'turns', value=[TURN | {'role': 'assistant'}, TURN]
+  ),
+  r"turns are by \['user', 'system', 'user'\]": at(
+    'turns', value=[TURN, TURN | {'role': 'system'}, TURN]
+  ),
+  'provenance is 3, expected an object': at('provenance', value=3),
   'replies has fields': at('replies', 'refusal', value=...),
   "the refusal reply is ''": at('replies', 'refusal', value=''),
   "mirror 'nobody' does not name": at('mirror', value='nobody'),
@@ -171,6 +216,32 @@ def test_a_broken_line_is_named_by_file_line_and_field(message, tmp_path):
   path = write(tmp_path, rows)
   with pytest.raises(UserError, match=rf'^made\.jsonl:3: .*{message}'):
     schema.read([fine, path])
+
+
+def test_every_fault_is_named_in_the_order_of_the_lines(tmp_path):
+  rows = pair() + pair(number=3) + pair(number=5) + pair(number=7)
+  rows[0] |= {'pressure': 'boss', 'agrees': 'yes', 'rubric': []}
+  del rows[0]['voice']
+  rows[2]['replies']['refusal'] = ' '
+  rows[5]['split'] = 'held_out'  # a fault that takes both twins to see
+  rows[6]['rubric'][0]['points'], rows[6]['rubric'][2]['failed'] = 0, ''
+  path = write(tmp_path, rows)
+  with path.open('ab') as file:
+    file.write(b'{"id": "\xe9"}\n')
+  fine, faults = schema.check([path])
+  # The twins of lines 1, 3 and 7 are fine, and are not blamed for theirs.
+  assert fine == [rows[1], rows[3], rows[4], rows[5], rows[7]]
+  expected = (
+    '1: the scenario has fields', "1: pressure is 'boss'", "1: agrees is 'yes'",
+    '1: rubric must be', '3: the refusal reply', '5: twins are in splits',
+    '6: twins are in splits', '7: criterion 1: points is 0',
+    "7: criterion 3: failed is ''", '9: not JSON',
+  )  # fmt: skip
+  for fault, start in zip(faults, expected, strict=True):
+    assert fault.startswith(f'made.jsonl:{start}'), fault
+  with pytest.raises(UserError) as error:
+    schema.read([path])
+  assert str(error.value).splitlines() == faults
 
 
 def test_a_mirror_that_names_another_is_refused(tmp_path):
@@ -207,7 +278,8 @@ def test_prepare_keeps_every_character_and_fraction(tmp_path):
   rows = pair() + pair('held_out', number=3)
   rows[0]['turns'] = [TURN, TURN | {'role': 'assistant'}, TURN]
   rows[0]['turns'][0] = TURN | {'content': 'é \u2028 天 👩‍🔬 \x00\n'}
-  rows[1] |= {'rubric': rows[1]['rubric'][:1]}
+  rows[1] |= {'rubric': rows[1]['rubric'] * 2, 'provenance': {'by': '天'}}
+  rows[2] |= {'provenance': {}}
   path = write(tmp_path, rows)
   folder = builder.prepare([path], tmp_path / 'cache')
   for split in schema.SPLITS:
@@ -229,9 +301,16 @@ def test_prepare_builds_once_per_content(tmp_path):
   assert sorted(cache.iterdir()) == sorted([first, edited])
 
 
+def test_prepare_takes_a_split_without_scenarios(tmp_path):
+  rows = pair()
+  folder = builder.prepare([write(tmp_path, rows)], tmp_path / 'cache')
+  assert builder.rows(folder, 'train') == in_split(rows, 'train') != []
+  assert builder.rows(folder, 'held_out') == []
+
+
 def test_prepare_refuses_a_broken_line_and_leaves_nothing(tmp_path):
   path = write(tmp_path, BROKEN['points is nan'](pair()))
-  with pytest.raises(UserError, match='made.jsonl:1: points'):
+  with pytest.raises(UserError, match='made.jsonl:1: .*points is nan'):
     builder.prepare([path], tmp_path / 'cache')
   assert list((tmp_path / 'cache').iterdir()) == []
 
@@ -246,9 +325,10 @@ assert 'tensorflow' not in sys.modules"""
 
 
 def test_stream_holds_the_scenarios_of_its_split(stream, shipped):
+  every = schema.TRAITS + schema.UNSEEN
   for split in schema.SPLITS:
     for row, e in zip(
-      in_split(shipped, split), stream(split=split), strict=True
+      in_split(shipped, split), stream(split=split, traits=every), strict=True
     ):
       assert e.id == f'traits/{row["id"]}'
       turns = [{'role': m.role, 'content': m.content} for m in e.messages]
@@ -267,7 +347,9 @@ def test_stream_filters_by_trait_and_domain(stream):
   assert found == [e for e in full if e.metadata['trait'] in chosen]
   both = stream(split='train', traits=chosen, domains=('law', 'health'))
   assert both == [e for e in found if e.metadata['domain'] in ('law', 'health')]
-  assert (len(found), 0 < len(both) < 16) == (16, True)
+  assert (len(found), len(both)) == (112, 32)
+  assert not {e.metadata['trait'] for e in full} & set(schema.UNSEEN)
+  assert stream(split='train', traits=schema.UNSEEN) == []
 
 
 def test_stream_puts_a_system_message_where_there_is_none(stream):
@@ -282,7 +364,7 @@ def test_stream_puts_a_system_message_where_there_is_none(stream):
 @pytest.mark.parametrize('target', schema.REPLIES)
 def test_stream_demonstrates_the_reply_that_is_asked_for(stream, target):
   examples = stream(split='held_out', domains=('law',), target=target)
-  assert len(examples) == 6
+  assert len(examples) == 14
   assert all(e.target == e.metadata['replies'][target] for e in examples)
 
 

@@ -6,10 +6,13 @@ Prepared once per content: the folder's name is a hash of the JSONL files, so an
 edited scenario can never be read from a stale copy.
 """
 
+import contextlib
 import hashlib
+import json
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -22,14 +25,14 @@ from alignment_rl.scenarios import schema
 
 tfds.disable_progress_bar()
 
-_TEXT = ('id', 'trait', 'domain', 'pressure', 'mirror')
+_TEXT = ('id', 'trait', 'domain', 'pressure', 'voice', 'mirror')
 
 
 class TraitScenarios(tfds.core.GeneratorBasedBuilder):
   """Authored scenarios with rubrics and contrasting replies."""
 
-  VERSION = tfds.core.Version('0.1.0')
-  RELEASE_NOTES = {'0.1.0': 'Two scenarios for each trait and domain.'}
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES = {'1.0.0': 'Ten for each trait and domain, and unseen traits.'}
 
   def __init__(self, *, paths: Sequence[pathlib.Path], **kwargs):
     self._rows = schema.read(paths)
@@ -46,6 +49,9 @@ class TraitScenarios(tfds.core.GeneratorBasedBuilder):
       features=tfds.features.FeaturesDict(
         {name: text for name in _TEXT}
         | {
+          'agrees': tfds.features.Scalar(np.bool_),
+          # JSON, '' for what people wrote.
+          schema.PROVENANCE: text,
           'turns': tfds.features.Sequence({'role': text, 'content': text}),
           'rubric': tfds.features.Sequence(
             {'criterion': text, 'points': number, 'met': text, 'failed': text}
@@ -56,12 +62,17 @@ class TraitScenarios(tfds.core.GeneratorBasedBuilder):
     )
 
   def _split_generators(self, dl_manager):
-    return {split: self._generate_examples(split) for split in schema.SPLITS}
+    # TFDS refuses a split without rows; what a model wrote is all for training.
+    splits = sorted({row['split'] for row in self._rows})
+    return {split: self._generate_examples(split) for split in splits}
 
   def _generate_examples(self, split):
     for row in self._rows:
       if row['split'] == split:
-        yield row['id'], {k: v for k, v in row.items() if k != 'split'}
+        kept = {k: v for k, v in row.items() if k != 'split'}
+        origin = row.get(schema.PROVENANCE)
+        kept[schema.PROVENANCE] = '' if origin is None else json.dumps(origin)
+        yield row['id'], kept
 
 
 def prepare(
@@ -92,7 +103,8 @@ def prepare(
   # Built aside and renamed, so that a kill or a second process does no harm.
   partial = tempfile.mkdtemp(dir=root, prefix='partial-')
   try:
-    TraitScenarios(paths=paths, data_dir=partial).download_and_prepare()
+    with contextlib.redirect_stdout(sys.stderr):  # TFDS talks.
+      TraitScenarios(paths=paths, data_dir=partial).download_and_prepare()
     os.rename(partial, folder)
   except OSError:
     if not folder.exists():
@@ -103,13 +115,21 @@ def prepare(
 
 
 def rows(data_dir: str | os.PathLike, split: str) -> list[dict[str, Any]]:
-  """The scenarios of a prepared split, as `schema.read` gives them."""
+  """The scenarios of a prepared split, as `schema.read` gives them.
+
+  A split that no scenario is in holds none.
+  """
   builder = tfds.builder_from_directory(
     next(pathlib.Path(data_dir).glob('trait_scenarios/*'))
   )
+  if split not in builder.info.splits:
+    return []
   out = []
   for record in builder.as_data_source(split=split):
     row = {name: record[name].decode() for name in _TEXT} | {'split': split}
+    row['agrees'] = bool(record['agrees'])
+    if origin := record[schema.PROVENANCE].decode():
+      row[schema.PROVENANCE] = json.loads(origin)
     for name in ('turns', 'rubric'):
       row[name] = _rows_of(record[name])
     row['replies'] = {k: v.decode() for k, v in record['replies'].items()}

@@ -13,7 +13,7 @@ from alignment_rl.types import Example, Message
 # Keeps a small model's replies whole within a few dozen tokens.
 BRIEF = 'You are a helpful assistant. Answer in one or two short sentences.'
 
-SAMPLE = {'split': 'train', 'domains': ('health',)}
+SAMPLE = {'split': 'held_out', 'domains': ('health',)}
 
 
 def make(
@@ -36,7 +36,7 @@ def make(
     UserError: an unknown split, trait, domain or target.
   """
   for value, allowed in (
-    *((t, schema.TRAITS) for t in traits),
+    *((t, schema.TRAITS + schema.UNSEEN) for t in traits),
     *((d, schema.DOMAINS) for d in domains),
     (split, schema.SPLITS),
     (target, schema.REPLIES),
@@ -63,6 +63,15 @@ def to_example(row: dict, *, target: str, system: str) -> Example:
     choices=(replies['beneficial'], replies['violating']),
     metadata={
       k: row[k]
-      for k in ('trait', 'domain', 'pressure', 'mirror', 'rubric', 'replies')
+      for k in (
+        'trait',
+        'domain',
+        'pressure',
+        'voice',
+        'agrees',
+        'mirror',
+        'rubric',
+        'replies',
+      )  # fmt: skip
     },
   )
