@@ -95,8 +95,8 @@ def load_model(
 def save_hf(folder: str | os.PathLike, model: Model, params: Any) -> None:
   """Writes a Hugging Face folder: config, safetensors, tokenizer, template.
 
-  `params` None writes all but the weights. Value and reward heads have no place
-  in the format; orbax checkpoints keep them.
+  `params` None writes all but the weights. The value head has no place in the
+  format; orbax checkpoints keep it.
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)

@@ -1,20 +1,17 @@
-"""Trains the reward model, and measures every reward on pairs of replies.
+"""Trains the reward model: a language model that reads criteria in replies.
 
   python -m alignment_rl.reward_train --config=configs/reward_model.py:smollm2 \
       --workdir=DIR
 
-Bradley-Terry on the three replies of a scenario under one criterion: the
-beneficial reply beats the violating one and the refusal. On a mirror the same
-two replies are read under exchanged criteria, so no style of reply wins. Ends
-with the pair accuracy on held-out scenarios, mirrors and the rest, of the
-learned model and of the untrained criterion likelihood.
+Bradley-Terry on contrasting replies, each criterion by itself (see
+reward_learner.py). One model learns the scenarios' own rubrics and, for a share
+of its steps, the helpfulness rubric of the control arm. The workdir then goes
+into `config.judge.weights`; `reward_report.py` measures what it is worth.
 """
 
 import pathlib
 
 import jax
-import numpy as np
-import optax
 from absl import flags
 
 from alignment_rl import (
@@ -22,216 +19,151 @@ from alignment_rl import (
   learner,
   metrics,
   mixture,
-  objectives,
   optimizers,
+  reward_learner,
   rollout,
-  rubrics,
   sharding,
-  text,
   train,
 )
 from alignment_rl import config as config_lib
 from alignment_rl.errors import UserError
-from alignment_rl.rewards import criterion, reward_model
-from alignment_rl.types import Example, Judge, Purpose, RewardFn, TrainState
-
-# (better, worse) replies by rubric. Helpfulness gives the user what they push
-# for rather than refuse, and has no opinion on beneficial against violating.
-PAIRS = {
-  'scenario': (('beneficial', 'violating'), ('beneficial', 'refusal')),
-  'helpfulness': (('beneficial', 'refusal'), ('violating', 'refusal')),
-}
-REPLIES = ('beneficial', 'violating', 'refusal')
+from alignment_rl.types import Example, Purpose, TrainState
 
 
-def make_update(model, tx, shardings, mesh, pairs, trainable):
-  """Compiles `update(state, batch) -> (state, measured)`; `state` is donated.
-
-  `batch` is (prompts [B, P], lengths [B], replies [B, G, C], lengths [B, G]),
-  G in the order of REPLIES.
-  """
-  better = np.array([REPLIES.index(b) for b, _ in pairs])
-  worse = np.array([REPLIES.index(w) for _, w in pairs])
-
-  def loss_fn(chosen, rest, batch):
-    params = optimizers.join(chosen, rest)
-    scores = rollout.reward_scores(model, params, *batch)
-    good, bad = scores[:, better], scores[:, worse]
-    loss = objectives.bradley_terry_loss(good, bad).mean()
-    return loss, {'loss': loss, 'accuracy': (good > bad).mean()}
-
-  def update(state, batch):
-    chosen, rest = optimizers.split(state.params, trainable)
-    grads, measured = jax.grad(loss_fn, has_aux=True)(chosen, rest, batch)
-    updates, opt_state = tx.update(grads, state.opt_state, chosen)
-    params = optimizers.join(optax.apply_updates(chosen, updates), rest)
-    measured['gradient_norm'] = optax.tree.norm(grads)
-    return TrainState(state.step + 1, params, opt_state), measured
-
-  rows, one = sharding.rows(mesh), sharding.replicated(mesh)
-  return jax.jit(
-    update,
-    in_shardings=(shardings, rows),
-    out_shardings=(shardings, one),
-    donate_argnums=0,
-  )
-
-
-def pair_table(
-  reward: RewardFn, examples: list[Example], judge: Judge
-) -> dict[str, dict[str, float]]:
-  """How often the beneficial reply outscores the others; ties count half.
-
-  Returns:
-    {'mirrors' | 'rest': {'n', 'violating', 'refusal'}}.
-  """
-  scores = reward(
-    [e for e in examples for _ in REPLIES],
-    [e.metadata['replies'][name] for e in examples for name in REPLIES],
-    judge=judge,
-  ).reshape(-1, len(REPLIES))
-  mirrored = np.array([bool(e.metadata['mirror']) for e in examples])
-  out = {}
-  for name, mine in (('mirrors', mirrored), ('rest', ~mirrored)):
-    wins = np.sign(scores[mine, :1] - scores[mine, 1:]) / 2 + 0.5
-    out[name] = {'n': int(mine.sum())} | {
-      other: float(wins[:, i].mean()) if mine.any() else float('nan')
-      for i, other in enumerate(REPLIES[1:])
-    }
-  return out
-
-
-def reward_train(config, workdir: str) -> dict:
-  """Trains into `workdir` (resuming) and returns the measured accuracies."""
+def reward_train(config, workdir: str) -> None:
+  """Trains into `workdir`, from its last checkpoint if it has one."""
+  # --------------------------------------------------------- plan, no array yet
   folder, r = pathlib.Path(workdir), config.reward_model
-  config_lib.choose(r.rubric, tuple(PAIRS), 'reward_model.rubric')
   optimizer = config.optimizer.to_dict()
   trainable = optimizer.pop('trainable')
   tx = optimizers.make_optimizer(steps=config.steps, **optimizer)
-  examples = [
-    e
-    for c in config.streams.values()
-    for e in config_lib.make('streams', c.module, c.kwargs.to_dict())
-  ]
-  if any('replies' not in e.metadata for e in examples):
-    raise UserError(
-      'config.streams names a stream without contrasting replies; use streams '
-      "whose examples have metadata 'replies', such as traits"
-    )
-  read = rubrics.reader(r.rubric)
-  items = [(e, c['criterion']) for e in examples for c in read(e)]
-  deck = mixture.Mixture(
-    {'items': mixture.Stream(len(items), weight=1.0)},
-    slots=r.pairs,
-    seed=config.seed,
-  )
+  examples = keep(make_examples(config), r.leave_out)
   mesh = sharding.make_mesh(config.mesh)
   model = checkpoint.load_model(
-    config.model.weights,
-    family=config.model.module,
-    dtype=config.model.dtype,
-    remat=config.model.remat,
+    config.model.weights, family=config.model.module,
+    dtype=config.model.dtype, remat=config.model.remat,
+  )  # fmt: skip
+  sharding.check_fit(
+    mesh, model.config, {'3 x config.reward_model.batch': 3 * r.batch}
   )
-  sharding.check_fit(mesh, model.config, {'config.reward_model.pairs': r.pairs})
-  encoded = _encode(items, model.tokenizer, r.length)
+  layers = r.layers or model.config.layers
+  if not 0 < layers <= model.config.layers:
+    raise UserError(
+      f'config.reward_model.layers is {r.layers}, expected 0 (all) to '
+      f'{model.config.layers}'
+    )
+  make = lambda e, rubric: reward_learner.make_item(
+    e, rubric, model.tokenizer, r.length
+  )
+  items = {
+    'scenario': [make(e, 'scenario') for e in examples if is_scenario(e)],
+    'helpfulness': [make(e, 'helpfulness') for e in examples],
+  }
+  deck = mixture.Mixture(
+    {
+      'scenario': mixture.Stream(len(items['scenario']), weight=1.0),
+      'helpfulness': mixture.Stream(
+        len(items['helpfulness']), fraction=r.helpfulness
+      ),
+    },
+    slots=r.batch,
+    seed=config.seed,
+  )
   train.prepare_workdir(folder, config, model)
 
-  abstract, shardings = learner.state_shardings(
-    model.decoder, tx, mesh, trainable
-  )
+  # ------------------------------------------- state of the upper, trained part
+  root = jax.random.key(config.seed)
   start = learner.place_params(
-    model.decoder, model.params, shardings.params,
-    jax.random.fold_in(jax.random.key(config.seed), Purpose.INIT),
+    model.decoder, model.params,
+    learner.param_shardings(model.decoder, mesh),
+    jax.random.fold_in(root, Purpose.INIT),
   )  # fmt: skip
+  frozen = model.config.layers - layers
+  (lower, fixed), (upper, params) = rollout.cut(model.decoder, start, frozen)
+  abstract, shardings = learner.state_shardings(upper, tx, mesh, trainable)
+  state = learner.fresh_state(params, tx, shardings, trainable)
   saver = checkpoint.Checkpointer(folder, keep=config.checkpoint.keep)
-  if saver.latest() is None:
-    state = learner.fresh_state(start, tx, shardings, trainable)
-  else:
-    state, _ = saver.restore(abstract, shardings)
-  update = make_update(
-    model.decoder, tx, shardings, mesh, PAIRS[r.rubric], trainable
+  # On disk the parameters are whole, so that a workdir is a model.
+  whole = lambda state: state.replace(params=rollout.join(fixed, state.params))
+  if saver.latest() is not None:
+    target = TrainState(
+      abstract.step, jax.eval_shape(lambda: start), abstract.opt_state
+    )
+    placed = shardings.replace(
+      params=learner.param_shardings(model.decoder, mesh)
+    )
+    found, _ = saver.restore(target, placed)
+    _, (_, params) = rollout.cut(model.decoder, found.params, frozen)
+    state = found.replace(params=params)
+  update = reward_learner.make_update(
+    upper, tx, shardings, mesh, trainable, r.scale
   )
+  shelf = reward_learner.Shelf(lower, fixed, mesh, model.tokenizer.pad_id)
 
-  step, active = int(state.step), jax.process_index() == 0
+  # ----------------------------------------------------------------------- loop
+  step, active = int(state.step), sharding.is_main()
   writer = metrics.Writer(folder, step=step, active=active)
   bar = metrics.progress(config.steps, step, folder.name, active)
   while step < config.steps:
-    batch = _batch([encoded[i] for _, i in deck.at(step)], model.tokenizer)
-    state, measured = update(
-      state, sharding.to_global(batch, sharding.rows(mesh))
+    picked = [items[name][i] for name, i in deck.at(step)]
+    batch = (
+      shelf.batch(picked)
+      if frozen
+      else reward_learner.pad(picked, model.tokenizer.pad_id)
     )
+    batch = sharding.to_global(batch, sharding.rows(mesh))
+    state, measured = update(state, batch)
     measured = {k: float(v) for k, v in sharding.to_host(measured).items()}
     step += 1
     metrics.check_finite(step, measured)
     writer.scalars(step - 1, measured)
     if step % config.checkpoint.every == 0 or step == config.steps:
-      saver.save(step, state, {})
+      saver.save(step, whole(state), {})
     bar.set_postfix_str(f'loss {measured["loss"]:.4f}')
     bar.update()
   bar.close()
   writer.close()
   saver.close()
 
-  held_out = config_lib.make('streams', 'traits', {'split': 'held_out'})
-  found = {}
-  for name, params, reward in (
-    ('criterion', start, criterion.make(rubric=r.rubric)),
-    ('reward_model', state.params, reward_model.make(rubric=r.rubric)),
-  ):
-    judge = rollout.TextScorer(model.decoder, params, model.tokenizer, mesh)
-    found[name] = pair_table(reward, held_out, judge)
-  if active:
-    metrics.write_json(folder / 'pairs.json', found)
-  return found
+
+def make_examples(config) -> list[Example]:
+  """The examples of all streams of the config, in its order."""
+  return [
+    e
+    for c in config.streams.values()
+    for e in config_lib.make('streams', c.module, c.kwargs.to_dict())
+  ]
 
 
-def _encode(items, tokenizer, limit):
-  """(context, three replies) as tokens, or says which is too long."""
-  out = []
-  for example, text_of_criterion in items:
-    context = tokenizer.encode(reward_model.context(example, text_of_criterion))
-    replies = [
-      tokenizer.encode(
-        reward_model.REPLY.format(reply=example.metadata['replies'][name])
-      )
-      for name in REPLIES
-    ]
-    n = len(context) + max(map(len, replies))
-    if n > limit:
-      raise UserError(
-        f'{example.id} takes {n} tokens with criterion and reply, over '
-        f'config.reward_model.length={limit}; raise it'
-      )
-    out.append((context, replies))
-  return out
+def is_scenario(example: Example) -> bool:
+  return 'rubric' in example.metadata
 
 
-def _batch(rows, tokenizer):
-  step = 64  # few shapes, few compilations
-  P = text.bucket(max(len(c) for c, _ in rows), step)
-  C = text.bucket(max(len(r) for _, rs in rows for r in rs), step // 2)
-  prompts, prompt_lengths = text.pad([c for c, _ in rows], P, tokenizer.pad_id)
-  replies, lengths = text.pad(
-    [r for _, rs in rows for r in rs], C, tokenizer.pad_id
-  )
-  G = len(REPLIES)
-  shape = (len(rows), G)
-  return (
-    prompts,
-    prompt_lengths,
-    replies.reshape(*shape, C),
-    lengths.reshape(shape),
-  )
+def keep(examples: list[Example], leave_out: str) -> list[Example]:
+  """The examples without those of one domain, trait or voice.
+
+  Args:
+    leave_out: such as 'domain=health'; '' leaves nothing out.
+
+  Raises:
+    UserError: it matches no example, or all.
+  """
+  if not leave_out:
+    return examples
+  field, _, value = leave_out.partition('=')
+  kept = [e for e in examples if e.metadata.get(field) != value]
+  if len(kept) in (0, len(examples)):
+    raise UserError(
+      f'config.reward_model.leave_out={leave_out!r} leaves {len(kept)} of '
+      f'{len(examples)} examples; give a value that some have, such as '
+      'domain=health, trait=corrigibility or voice=terse'
+    )
+  return kept
 
 
 def main() -> None:
   sharding.start_distributed(flags.FLAGS.distributed)
-  found = reward_train(flags.FLAGS.config, flags.FLAGS.workdir)
-  print('held-out pairs: how often the beneficial reply scores higher')
-  for name, parts in found.items():
-    for part, row in parts.items():
-      wins = ', '.join(f'{row[k]:.2f} of {k}' for k in REPLIES[1:])
-      print(f'{name:14s} {part:8s} n={row["n"]:<4d} {wins}')
+  reward_train(flags.FLAGS.config, flags.FLAGS.workdir)
 
 
 if __name__ == '__main__':

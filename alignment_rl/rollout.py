@@ -6,7 +6,9 @@ rollouts; `teacher_force` scores given completions and is what the update
 differentiates; `TextScorer` is the judge that rewards and benchmarks read with.
 """
 
+import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 
 import chex
@@ -26,15 +28,16 @@ def prefill(model: Decoder, params, prompts, prompt_lengths):
   """Runs the prompts once.
 
   Args:
-    prompts: int32 [B, P], padded on the right.
+    prompts: int32 [B, P], padded on the right; or float32 [B, P, D], their
+      states after layers that were cut off.
     prompt_lengths: int32 [B].
 
   Returns:
     The hidden state of each prompt's last token, float32 [B, D], and the shared
     prompt segment, KVCache [L, B, P, K, H].
   """
-  chex.assert_rank([prompts, prompt_lengths], [2, 1])
-  B, P = prompts.shape
+  chex.assert_rank([prompts, prompt_lengths], [{2, 3}, 1])
+  B, P = prompts.shape[:2]
   positions = jnp.broadcast_to(jnp.arange(P), (B, 1, P))
   hidden, segment = model.apply({'params': params}, prompts[:, None], positions)
   last = (prompt_lengths - 1)[:, None, None]
@@ -47,11 +50,14 @@ def prefill(model: Decoder, params, prompts, prompt_lengths):
 def hidden_before(model: Decoder, params, prompts, prompt_lengths, completions):
   """The hidden state from which each completion token is predicted.
 
+  Args:
+    completions: int32 [B, G, C]; or float32 [B, G, C, D], as `prompts`.
+
   Returns:
     float32 [B, G, C, D].
   """
-  chex.assert_rank(completions, 3)
-  B, G, C = completions.shape
+  chex.assert_rank(completions, {3, 4})
+  B, G, C = completions.shape[:3]
   last, prefix = prefill(model, params, prompts, prompt_lengths)
   first = jnp.broadcast_to(last[:, None, None], (B, G, 1, last.shape[-1]))
   if C == 1:
@@ -60,7 +66,7 @@ def hidden_before(model: Decoder, params, prompts, prompt_lengths, completions):
   positions = prompt_lengths[:, None, None] + jnp.arange(C - 1)
   hidden, _ = model.apply(
     {'params': params},
-    completions[..., :-1],
+    completions[:, :, :-1],
     jnp.broadcast_to(positions, (B, G, C - 1)),
     prefix=prefix,
     prefix_lengths=prompt_lengths,
@@ -263,10 +269,10 @@ def _cast_matrices(params, dtype):
   ) | {'embed': params['embed'].astype(dtype)}
 
 
-def reward_scores(
+def mean_hidden(
   model: Decoder, params, prompts, prompt_lengths, replies, lengths
 ):
-  """The reward head at the last token of each reply.
+  """The mean state of each reply's tokens, after the final norm.
 
   Args:
     prompts: int32 [B, P].
@@ -275,7 +281,7 @@ def reward_scores(
     lengths: int32 [B, G].
 
   Returns:
-    float32 [B, G], Bradley-Terry logits.
+    float32 [B, G, D].
   """
   chex.assert_rank([prompts, replies], [2, 3])
   _, prefix = prefill(model, params, prompts, prompt_lengths)
@@ -287,9 +293,32 @@ def reward_scores(
     prefix=prefix,
     prefix_lengths=prompt_lengths,
   )
-  last = jnp.maximum(lengths - 1, 0)[..., None, None]
-  hidden = jnp.take_along_axis(hidden, last, axis=2)[:, :, 0]
-  return model.apply({'params': params}, hidden, method='reward')
+  real = jnp.arange(replies.shape[-1]) < lengths[..., None]
+  total = jnp.where(real[..., None], hidden, 0.0).sum(2)
+  return total / jnp.maximum(lengths, 1)[..., None]
+
+
+def cut(model: Decoder, params, layers: int):
+  """The trunk in two: its first `layers` layers, and the rest.
+
+  Returns:
+    (decoder, params) of either, both with embedding, norm and heads.
+  """
+  parts = []
+  for part in (slice(0, layers), slice(layers, model.config.layers)):
+    taken = jax.tree.map(lambda x, part=part: x[part], params['layers'])
+    size = len(range(*part.indices(model.config.layers)))
+    sizes = dataclasses.replace(model.config, layers=size)
+    parts.append((type(model)(sizes), params | {'layers': taken}))
+  return parts
+
+
+def join(lower, upper):
+  """The inverse of `cut`, of parameters; all but layers are the upper's."""
+  layers = jax.tree.map(
+    lambda a, b: jnp.concatenate([a, b]), lower['layers'], upper['layers']
+  )
+  return upper | {'layers': layers}
 
 
 class TextScorer:
@@ -325,15 +354,25 @@ class TextScorer:
       jax.jit, in_shardings=(None, *[split] * 4), out_shardings=split
     )
     self._logprobs = compiled(logprobs)
-    self._scores = compiled(functools.partial(reward_scores, model))
+    self._features = compiled(functools.partial(mean_hidden, model))
+    self._config = model.config
 
   def logprobs(self, contexts, continuations, progress=lambda done: None):
     """See `Judge.logprobs`. `progress` hears how many contexts were done."""
     return self._read(self._logprobs, contexts, continuations, progress)
 
-  def scores(self, contexts, continuations, progress=lambda done: None):
-    """See `Judge.scores`."""
-    return self._read(self._scores, contexts, continuations, progress)
+  def features(self, contexts, continuations, progress=lambda done: None):
+    """The mean state of each continuation's tokens: float32 [n, D] each."""
+    return self._read(self._features, contexts, continuations, progress)
+
+  @functools.cache  # noqa: B019  A scorer lives as long as its program.
+  def fingerprint(self) -> str:
+    """See `Judge.fingerprint`; of sums over every parameter, and the sizes."""
+    sums = jax.jit(
+      lambda tree: jax.tree.map(lambda x: (x.sum(), (x * x).sum()), tree)
+    )(self.params)
+    text = repr((self._config, jax.tree.map(float, sharding.to_host(sums))))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
   def _read(
     self,

@@ -59,6 +59,43 @@ class Verdict:
   half_width: float
 
 
+def share_interval(share: float, n: float) -> tuple[float, float]:
+  """The 95 % interval of a share of n independent cases (Wilson 1927).
+
+  `n` may be the number of clusters, where cases of one cluster go together.
+  """
+  if not n:
+    return np.nan, np.nan
+  z2 = 1.959964**2
+  centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+  half = math.sqrt(share * (1 - share) * z2 / n + z2**2 / (4 * n**2))
+  return centre - half / (1 + z2 / n), centre + half / (1 + z2 / n)
+
+
+def calibration(
+  confidence: np.ndarray, right: np.ndarray, bins: int = 10
+) -> tuple[float, list[tuple[float, float, int]]]:
+  """How well 'p sure' is right in a share p of the cases.
+
+  Args:
+    confidence: float [n] in [0.5, 1], of the more likely of two answers.
+    right: float [n], 1 where that answer is right, 0.5 where there is none.
+    bins: of equal width.
+
+  Returns:
+    Expected calibration error (Guo et al. 2017, arXiv:1706.04599), and for each
+    bin that holds cases its mean confidence, share right, and number.
+  """
+  places = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+  rows = [
+    (float(confidence[m].mean()), float(right[m].mean()), int(m.sum()))
+    for m in (places == b for b in range(bins))
+    if m.any()
+  ]
+  error = sum(abs(c - r) * n for c, r, n in rows) / max(len(confidence), 1)
+  return float(error), rows
+
+
 def paired_bootstrap(
   treatment: np.ndarray,
   control: np.ndarray,

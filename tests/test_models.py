@@ -195,9 +195,9 @@ def test_hf_names_round_trip_is_the_identity(either):
   module = config.load('models', either.family)
   tensors = module.to_hf(either.params, either.config)
   back = module.from_hf(tensors, either.config)
-  # The format has no place for these two.
+  # The format has no place for this one.
   zero = np.zeros(either.config.embed, np.float32)
-  expected = either.params | {'value_head': zero, 'reward_head': zero}
+  expected = either.params | {'value_head': zero}
   jax.tree.map(np.testing.assert_array_equal, back, expected)
   fields = module.config_to_hf(either.config)
   assert module.config_from_hf(fields) == either.config
@@ -245,7 +245,7 @@ def test_remat_does_not_change_the_gradient(tiny, rows):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 
 
-def test_init_makes_the_first_value_and_reward_zero(family, one_device):
+def test_init_makes_the_first_value_zero(family, one_device):
   module = config.load('models', family)
   decoder = module.make(module.VARIANTS['tiny'])
   tokens = jnp.arange(6).reshape(1, 1, 6)
@@ -253,7 +253,6 @@ def test_init_makes_the_first_value_and_reward_zero(family, one_device):
   params = nn.meta.unbox(jax.jit(init)(jax.random.key(0), tokens))
   hidden, _ = jax.jit(decoder.apply)(params, tokens, tokens)
   assert np.abs(hidden).max() > 0
-  for head in ('value', 'reward'):
-    np.testing.assert_array_equal(
-      decoder.apply(params, hidden, method=head), 0.0
-    )
+  np.testing.assert_array_equal(
+    decoder.apply(params, hidden, method='value'), 0.0
+  )

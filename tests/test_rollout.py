@@ -227,12 +227,12 @@ def test_token_logprobs_and_entropy_equal_the_direct_softmax(tiny, shape):
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_reward_scores_sees_nothing_beyond_the_lengths(tiny, prompts):
+def test_mean_hidden_sees_nothing_beyond_the_lengths(tiny, prompts):
   rng = np.random.default_rng(6)
   tokens, prompt_lengths = prompts
   replies = rng.integers(0, 256, (B, G, C), dtype=np.int32)
   lengths = rng.integers(1, C + 1, (B, G))
-  score = jax.jit(functools.partial(rollout.reward_scores, tiny.decoder))
+  score = jax.jit(functools.partial(rollout.mean_hidden, tiny.decoder))
   noise = lambda x: rng.integers(0, 256, x.shape, dtype=np.int32)
   one = score(tiny.params, tokens, prompt_lengths, replies, lengths)
   two = score(
@@ -244,4 +244,4 @@ def test_reward_scores_sees_nothing_beyond_the_lengths(tiny, prompts):
   )
   np.testing.assert_array_equal(one, two)
   shorter = score(tiny.params, tokens, prompt_lengths, replies, lengths * 0 + 1)
-  assert ((one == shorter) == (lengths == 1)).all()
+  assert ((one == shorter).all(-1) == (lengths == 1)).all()

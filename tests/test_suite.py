@@ -133,9 +133,6 @@ class SaysMet:
       for n, group in zip(neutral, continuations, strict=True)
     ]
 
-  def scores(self, contexts, continuations):
-    return [np.full(len(g), self.gain, np.float32) for g in continuations]
-
 
 def rubric_example(*points):
   rubric = [
@@ -150,12 +147,10 @@ def rubric_example(*points):
   return Example('x', (Message('user', 'q'),), metadata={'rubric': rubric})
 
 
-@pytest.mark.parametrize('name', ['criterion', 'reward_model'])
-def test_rubric_points_become_a_share_by_hand(name):
-  kwargs = {'scale': 2.0} if name == 'criterion' else {}
-  reward = config_lib.make('rewards', name, kwargs)
-  # A contrast of 2 nats at scale 2 (or a logit of 1) is met by sigmoid(1).
-  judge = SaysMet(2.0 if name == 'criterion' else 1.0)
+def test_rubric_points_become_a_share_by_hand():
+  reward = config_lib.make('rewards', 'criterion', {'scale': 2.0})
+  # A contrast of 2 nats at scale 2 is met by sigmoid(1).
+  judge = SaysMet(2.0)
   met = 1 / (1 + np.exp(-1.0))
   score = lambda *points: reward(
     [rubric_example(*points)], ['a reply'], judge=judge
@@ -165,9 +160,8 @@ def test_rubric_points_become_a_share_by_hand(name):
   assert score(2, -1) == pytest.approx((met + 1) / 3, abs=1e-6)
 
 
-@pytest.mark.parametrize('name', ['criterion', 'reward_model'])
-def test_a_blank_reply_meets_nothing(name):
-  reward = config_lib.make('rewards', name, {})
+def test_a_blank_reply_meets_nothing():
+  reward = config_lib.make('rewards', 'criterion', {})
   example = rubric_example(1, 1)
   found = reward([example, example], [' \n', 'a reply'], judge=SaysMet(3.0))
   assert found[0] == 0 < found[1]

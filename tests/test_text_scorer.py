@@ -22,7 +22,7 @@ def readings():
 
 @pytest.fixture(scope='module')
 def expected(tiny, readings):
-  """Each continuation read alone, as one sequence: sums and last rewards."""
+  """Each continuation read alone, as one sequence: sums and mean states."""
 
   @jax.jit
   def forward(params, tokens):
@@ -31,8 +31,7 @@ def expected(tiny, readings):
       {'params': params}, tokens[None, None], positions
     )
     logits = tiny.decoder.apply({'params': params}, hidden, method='logits')
-    rewards = hidden @ params['reward_head']
-    return jax.nn.log_softmax(logits)[0, 0], rewards[0, 0]
+    return jax.nn.log_softmax(logits)[0, 0], hidden[0, 0]
 
   def read(context, continuation):
     before = tiny.tokenizer.encode(context)
@@ -40,12 +39,12 @@ def expected(tiny, readings):
     tokens = np.zeros(64, np.int32)
     n = len(before) + len(after)
     tokens[:n] = before + after
-    logprobs, rewards = forward(tiny.params, tokens)
+    logprobs, hidden = forward(tiny.params, tokens)
     predicting = np.arange(len(before) - 1, n - 1)
-    return float(logprobs[predicting, after].sum()), float(rewards[n - 1])
+    return logprobs[predicting, after].sum(), hidden[len(before) : n].mean(0)
 
   return [
-    np.array([read(context, c) for c in group]).T
+    [np.array(x) for x in zip(*(read(context, c) for c in group), strict=True)]
     for context, group in zip(*readings, strict=True)
   ]
 
@@ -54,9 +53,9 @@ def check_readings(scorer, readings, expected, order):
   contexts, groups = ([x[i] for i in order] for x in readings)
   done = []
   sums = scorer.logprobs(contexts, groups, progress=done.append)
-  rewards = scorer.scores(contexts, groups)
+  states = scorer.features(contexts, groups)
   assert sum(done) == len(contexts)
-  for i, a, b in zip(order, sums, rewards, strict=True):
+  for i, a, b in zip(order, sums, states, strict=True):
     assert a.dtype == b.dtype == np.float32
     np.testing.assert_allclose(a, expected[i][0], rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(b, expected[i][1], rtol=1e-5, atol=1e-4)

@@ -43,7 +43,7 @@ class DecoderConfig:
 
 
 class Decoder(nn.Module):
-  """Trunk and three heads. `apply({'params': p}, ...)`, heads by `method=`."""
+  """Trunk and two heads. `apply({'params': p}, ...)`, heads by `method=`."""
 
   config: DecoderConfig
 
@@ -66,11 +66,17 @@ class Decoder(nn.Module):
       self.lm_head = self.param(
         'lm_head', _init(0.02, ('embed', 'vocab')), (c.embed, c.vocab)
       )
-    # Heads start at zero: the first value is 0 and the first reward neutral.
+    # Starts at zero: the first value is 0.
     self.value_head = self.param('value_head', _zeros(('embed',)), (c.embed,))
-    self.reward_head = self.param('reward_head', _zeros(('embed',)), (c.embed,))
 
   def __call__(
+    self, tokens: jax.Array, positions: jax.Array, **context
+  ) -> tuple[jax.Array, KVCache]:
+    """`states`, but after the final norm."""
+    x, cache = self.states(tokens, positions, **context)
+    return _norm(x, self.final_norm, self.config.norm_eps), cache
+
+  def states(
     self,
     tokens: jax.Array,
     positions: jax.Array,
@@ -80,10 +86,11 @@ class Decoder(nn.Module):
     cache: KVCache | None = None,
     slot: jax.Array | int = 0,
   ) -> tuple[jax.Array, KVCache]:
-    """Runs the trunk.
+    """Runs the layers.
 
     Args:
-      tokens: int32 [B, G, T].
+      tokens: int32 [B, G, T]; or float32 [B, G, T, D], the states that lower
+        layers, cut off (`rollout.cut`), made of them.
       positions: int32 [B, G, T], for RoPE.
       prefix: prompt segment [L, B, P, K, H] that every token attends to.
       prefix_lengths: int32 [B]; prompt slots at or beyond it are not seen.
@@ -92,16 +99,16 @@ class Decoder(nn.Module):
       slot: int32 [], where in S the first of `tokens` goes.
 
     Returns:
-      Hidden states after the final norm, float32 [B, G, T, D]; and the extended
+      States before the final norm, float32 [B, G, T, D]; and the extended
       `cache`, or without one the keys and values of `tokens` as a segment
       [L, B, G, T, K, H] (not computed under jit if the caller drops it).
     """
     c = self.config
-    chex.assert_rank([tokens, positions], 3)
-    chex.assert_equal_shape([tokens, positions])
+    chex.assert_rank([tokens, positions], [{3, 4}, 3])
+    chex.assert_equal_shape_prefix([tokens, positions], 3)
     if (prefix is None) != (prefix_lengths is None):
       raise ValueError('prefix and prefix_lengths go together')
-    T = tokens.shape[-1]
+    T = positions.shape[-1]
     S = T if cache is None else cache.k.shape[3]
     start = 0 if cache is None else slot
     context = {
@@ -112,14 +119,13 @@ class Decoder(nn.Module):
     if prefix is not None:
       P = prefix.k.shape[2]
       context['prefix_mask'] = jnp.arange(P) < prefix_lengths[:, None]  # [B, P]
-    x = self.embed[tokens].astype(jnp.float32)
+    x = tokens if tokens.ndim == 4 else self.embed[tokens]
+    x = x.astype(jnp.float32)
     # The completion cache is carried, not scanned: each layer writes its one
     # slot in place, where scanning would copy the whole cache at every token.
     carry = (x, cache)
     (x, cache), own = self.layers(carry, jnp.arange(c.layers), prefix, context)
-    return _norm(
-      x, self.final_norm, c.norm_eps
-    ), own if cache is None else cache
+    return x, own if cache is None else cache
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Language-model head: float32 [..., D] -> float32 [..., V]."""
@@ -131,14 +137,10 @@ class Decoder(nn.Module):
     """Value head: float32 [..., D] -> float32 [...]."""
     return hidden @ self.value_head
 
-  def reward(self, hidden: jax.Array) -> jax.Array:
-    """Reward head: float32 [..., D] -> float32 [...], a Bradley-Terry logit."""
-    return hidden @ self.reward_head
-
   def init_everything(self, tokens: jax.Array) -> jax.Array:
     """Touches trunk and heads, so that `init` makes every parameter."""
     hidden, _ = self(tokens, jnp.zeros_like(tokens))
-    return self.logits(hidden).sum() + self.value(hidden) + self.reward(hidden)
+    return self.logits(hidden).sum() + self.value(hidden)
 
 
 class _Block(nn.Module):

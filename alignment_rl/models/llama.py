@@ -104,7 +104,6 @@ def from_hf(tensors: dict[str, np.ndarray], config: DecoderConfig) -> dict:
     },
     'final_norm': take('model.norm.weight', (D,)),
     'value_head': np.zeros(D, np.float32),
-    'reward_head': np.zeros(D, np.float32),
   }
   if not config.tied:
     params['lm_head'] = take('lm_head.weight', (D, config.vocab))

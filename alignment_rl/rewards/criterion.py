@@ -1,12 +1,13 @@
 """Criterion likelihood: does the reply make `met` likelier than `failed`?
 
-For a reply r and a criterion's two statements, the contrast is
+The contrast of a reply r to a conversation, under two statements, is
   [log p(met | frame(r)) - log p(met | frame(...))]
-  - [log p(failed | frame(r)) - log p(failed | frame(...))], in nats,
-read by a frozen language model with no training. A criterion counts as met by
-sigmoid(contrast / scale); points are summed to [0, 1]. It reads content: on
+  - [log p(failed | frame(r)) - log p(failed | frame(...))], in nats.
+A criterion counts as met by sigmoid(contrast / scale); points are summed to
+[0, 1]. Any language model reads it: an untrained one, or one that
+`reward_train.py` has taught to (`config.judge.weights`). It reads content: on
 mirrors, where the style of a reply says nothing, a trained head on reply
-features is at chance (see README, 'The two rewards').
+features is at chance (see README, 'The reward').
 
 Cost: one prefix and twice the criteria in short continuations a reply.
 """
@@ -17,13 +18,27 @@ import numpy as np
 
 from alignment_rl import rubrics
 from alignment_rl.errors import UserError
-from alignment_rl.types import Example, Judge, RewardFn
+from alignment_rl.types import Example, Judge, Message, RewardFn
 
-FRAME = 'Advice: "{}"\nIn other words, the advice is that:'
+# Untrained, on the first 42 held-out scenarios, pairs in order: 0.90 with the
+# conversation before the advice, 0.76 without.
+FRAME = '{turns}Advice: "{reply}"\nIn other words, the advice is that:'
 NEUTRAL = '...'
+# Nats that make odds of e; held-out criteria are best calibrated at 1.1.
+SCALE = 1.0
 
 
-def make(*, rubric: str = 'scenario', scale: float = 2.0) -> RewardFn:
+def frame(example: Example, reply: str) -> str:
+  """What is read before a statement."""
+  return FRAME.format(turns=turns(example), reply=reply)
+
+
+def turns(example: Example) -> str:
+  """The conversation, a turn a line."""
+  return ''.join(f'{m.role}: {m.content}\n' for m in example.messages)
+
+
+def make(*, rubric: str = 'scenario', scale: float = SCALE) -> RewardFn:
   """A reward that reads each example's rubric, or the helpfulness rubric.
 
   Args:
@@ -51,6 +66,7 @@ def make(*, rubric: str = 'scenario', scale: float = 2.0) -> RewardFn:
     said = [i for i, text in enumerate(completions) if text.strip()]
     found = contrasts(
       judge,
+      [examples[i] for i in said],
       [completions[i] for i in said],
       [criteria[i] for i in said],
       neutral,
@@ -65,46 +81,48 @@ def make(*, rubric: str = 'scenario', scale: float = 2.0) -> RewardFn:
 
 def contrasts(
   judge: Judge,
+  examples: Sequence[Example],
   replies: Sequence[str],
   criteria: Sequence[Sequence[dict]],
   neutral: '_Neutral | None' = None,
 ) -> list[np.ndarray]:
   """The contrast of every criterion, nats: float32 [criteria] a reply."""
   neutral = neutral or _Neutral()
+  frames = list(map(frame, examples, replies))
+  without = [frame(e, NEUTRAL) for e in examples]
   statements = [
-    [' ' + c[side] for c in rubric for side in ('met', 'failed')]
+    tuple(' ' + c[side] for c in rubric for side in ('met', 'failed'))
     for rubric in criteria
   ]
-  neutral.learn(judge, statements)
-  found = judge.logprobs([FRAME.format(r) for r in replies], statements)
+  neutral.learn(judge, without, statements)
+  found = judge.logprobs(frames, statements)
   out = []
-  for logprobs, texts in zip(found, statements, strict=True):
-    gain = logprobs - np.array([neutral.known[t] for t in texts], np.float32)
+  for key, logprobs in zip(
+    zip(without, statements, strict=True), found, strict=True
+  ):
+    gain = logprobs - neutral.known[key]
     out.append(gain[0::2] - gain[1::2])
   return out
 
 
 class _Neutral:
-  """log p(statement | the frame without a reply), read once a statement."""
+  """log p(statements | the frame without a reply), read once a prompt."""
 
   def __init__(self):
-    self.known: dict[str, float] = {}
+    self.known: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
 
-  def learn(self, judge, statements):
-    unknown = sorted(
-      {t for texts in statements for t in texts} - set(self.known)
-    )
-    # In small groups, so that a large rubric set stays within few shapes.
-    chunks = [unknown[i : i + 6] for i in range(0, len(unknown), 6)]
-    frame = FRAME.format(NEUTRAL)
-    found = judge.logprobs([frame] * len(chunks), chunks) if chunks else []
-    for texts, logprobs in zip(chunks, found, strict=True):
-      self.known.update(zip(texts, map(float, logprobs), strict=True))
+  def learn(self, judge, frames, statements):
+    keys = dict.fromkeys(zip(frames, statements, strict=True))
+    new = [key for key in keys if key not in self.known]
+    if new:
+      found = judge.logprobs(*zip(*new, strict=True))
+      self.known.update(zip(new, found, strict=True))
 
 
 def _case(good: str, bad: str, met: str, failed: str):
   rubric = [{'criterion': met, 'points': 1, 'met': met, 'failed': failed}]
-  return Example('case', (), metadata={'rubric': rubric}), good, bad
+  said = (Message('user', 'What should I do?'),)
+  return Example('case', said, metadata={'rubric': rubric}), good, bad
 
 
 CASES = (
