@@ -133,6 +133,18 @@ def to_host(tree: Any) -> Any:
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def is_main() -> bool:
+  """Whether this is the process that writes files and asks endpoints."""
+  return jax.process_index() == 0
+
+
+def from_main(array: np.ndarray) -> np.ndarray:
+  """The main process's array, in every process. All of them must call."""
+  if jax.process_count() == 1:
+    return array
+  return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
 def start_distributed(spec: str) -> None:
   """Joins the processes of a pod: same program, same arguments, on each.
 
