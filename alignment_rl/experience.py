@@ -6,11 +6,12 @@ completions and the rewards, so nothing needs to be exchanged but completions.
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from alignment_rl import objectives, sharding, text
 from alignment_rl.errors import UserError
-from alignment_rl.types import Batch, Example, RewardFn, Rollout
+from alignment_rl.types import Batch, Example, Judge, RewardFn, Rollout
 
 NAMES = ('grpo', 'dr_grpo', 'rloo', 'ppo', 'sft')
 
@@ -29,6 +30,7 @@ class Algorithm:
   skip_zero_spread: bool
   value: float
   value_clip: float
+  scale_prompts: int
   discount: float
   trace: float
 
@@ -123,6 +125,84 @@ def score(examples, owner, streams, texts, judge) -> np.ndarray:
     )
     out[mine] = np.asarray(found, np.float32).reshape(-1, G)
   return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Gold:
+  """A reward of one stream's completions that nothing is trained on."""
+
+  name: str
+  stream: int
+  reward: RewardFn
+  judge: Judge | None
+
+
+def read_gold(golds, examples, owner, texts) -> dict[str, float]:
+  """The mean of each gold reward over its stream's completions: `gold/name`."""
+  line, G = {}, len(texts[0])
+  for gold in golds:
+    mine = np.flatnonzero(owner == gold.stream)
+    if mine.size:
+      found = gold.reward(
+        [examples[i] for i in mine for _ in range(G)],
+        [completion for i in mine for completion in texts[i]],
+        judge=gold.judge,
+      )
+      scored = found[~np.isnan(found)]
+      line[f'gold/{gold.name}'] = scored.mean() if scored.size else np.nan
+      line[f'gold_unscored/{gold.name}'] = np.isnan(found).mean()
+  return line
+
+
+def reference_scales(
+  streams, sampler, params, key, tokenizer, judge, *, prompts, batch, length
+) -> dict[str, tuple[float, float]]:
+  """Mean and spread of each stream's rewards on the reference's own samples.
+
+  Args:
+    params: of the reference policy.
+    prompts: of each stream, evenly spread over its examples.
+    batch: prompts sampled at a time, that of a step.
+    length: of a prompt, in tokens.
+
+  Raises:
+    UserError: all rewards of a stream are alike, or unscored.
+  """
+  out = {}
+  for number, stream in enumerate(streams):
+    if stream.reward is None:
+      continue
+    places = np.linspace(0, len(stream.examples) - 1, prompts).astype(int)
+    found = []
+    for start in range(0, prompts, batch):
+      picked = [stream.examples[i] for i in places[start : start + batch]]
+      # A last batch that is not full repeats its own; the copies do not count.
+      full = [picked[i % len(picked)] for i in range(batch)]
+      rolled, _ = roll(
+        full, [False] * batch, sampler, params,
+        jax.random.fold_in(jax.random.fold_in(key, number), start),
+        tokenizer, length,
+      )  # fmt: skip
+      texts = decode(sharding.to_host(rolled), tokenizer)[: len(picked)]
+      owner = np.zeros(len(picked), int)
+      found.append(score(picked, owner, [stream], texts, judge).ravel())
+    found = np.concatenate(found)
+    found = found[~np.isnan(found)]
+    if not found.size or found.std() == 0:
+      raise UserError(
+        f'the reference earns {np.unique(found).tolist()} on every sample of '
+        f'stream {stream.name!r}, so its rewards have no spread; raise '
+        'config.algorithm.scale_prompts, or set it to 0'
+      )
+    out[stream.name] = (float(found.mean()), float(found.std()))
+  return out
+
+
+def scaled(rewards, owner, streams, scales) -> np.ndarray:
+  """Rewards less the mean of their stream, over its spread, if it has one."""
+  table = [scales.get(s.name, (0.0, 1.0)) for s in streams]
+  mean, spread = np.array(table, np.float32).T
+  return (rewards - mean[owner][:, None]) / spread[owner][:, None]
 
 
 def make_batch(

