@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 # The demo is short, so its dose is high; the paper's is 0.05.
-STEPS := 8
+STEPS := 7
 DOSE := 0.5
 # Items of a benchmark, at most.
-LIMIT := 24
+LIMIT := 12
 RUN := $(BIN)/python -m alignment_rl
 TRAIN := $(RUN).train --config=configs/rl.py:smollm2 --config.steps=$(STEPS)
 

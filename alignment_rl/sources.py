@@ -88,7 +88,6 @@ def _records(name: str) -> Sequence[Row]:
   path = str(_file(name))
   try:
     source = array_record_data_source.ArrayRecordDataSource([path])
-    len(source)  # It reads nothing before.
   except Exception as e:  # Its C++ part tells kinds of failure by text alone.
     raise UserError(f'{path} is no array_record file ({_said(e)})') from e
   return _Mapped(

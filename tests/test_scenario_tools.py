@@ -85,7 +85,7 @@ def a_set():
         'voice': voices[len(rows) % len(voices)],
         'mirror': '',
       } | written((trait, domain, number), several=number < 5)  # fmt: skip
-      row['agrees'] = number % 2 == 0
+      row['agrees'] = number in (0, 4, 6)
       if number < 2 and not held_out:
         row['pressure'] = 'planted_error'
       if number == 8:
@@ -203,8 +203,7 @@ def changed(change, test=lambda row: True):
 core = lambda row: row['trait'] in schema.TRAITS
 MISSES = {  # the figure -> a set that misses it and nothing else
   'scenarios of the seven traits': [
-    *(r for r in SET if r['id'] != 'law/truthfulness/5'),
-    *([next(r for r in SET if not core(r))] * 0),
+    r for r in SET if r['id'] != 'law/truthfulness/5'
   ],
   'unseen traits, cells with a scenario': [
     r for r in SET if r['id'] != 'law/dense_usefulness/0'
@@ -247,7 +246,8 @@ def test_make_up_counts_by_hand():
     'mirrors': (196, '>= 150'),  # 4 in each of 49 cells
     'mirrors, fewest in a trait': (28, '>= 1'),
     'mirrors, fewer split': (98, '>= 1'),
-    'rest, beneficial reply agrees': (0.5, '>= 0.3'),  # 0 4 6 of 0 1 4 5 6 7
+    # 0 4 6 of 0 1 4 5 6 7, the rest of a cell
+    'rest, beneficial reply agrees': (0.5, '>= 0.3'),
     'more than one turn': (0.5, '>= 0.4'),
     'planted error': (0.2, '>= 0.15'),
     'pressure planted_error': (98, '>= 7'),
@@ -335,6 +335,17 @@ def test_stats_fails_on_a_planted_shortcut(name, extra, lost, tmp_path, capsys):
     assert re.search(rf'beneficial:{name}, mirrors apart: so {side}', out)
 
 
+def test_telling_words_are_of_the_rest_alone():
+  rows = extended('beneficial', ' Honestly.')
+  for row in rows:
+    if row['mirror']:
+      row['replies']['refusal'] += ' Zebra.'
+  found = figures.telling(rows)
+  for other in ('violating', 'refusal'):
+    words_of = {word: counts for word, *counts in found[other]}
+    assert words_of['honestly'] == [294, 0] and 'zebra' not in words_of
+
+
 def test_stats_of_one_domain_gives_the_make_up_and_says_why_no_more(
   tmp_path, capsys
 ):
@@ -387,6 +398,14 @@ def test_similarity_by_hand():
   assert index.like('Is it safe there?') == []
 
 
+def test_sentences_end_within_quotes_and_at_line_breaks():
+  one = 'She asked: "Why do nine grown men eat soup?'
+  two = 'They were all as hungry as he was'
+  three = 'Nobody had told them of the other room (yet.'
+  text = f'{one}" {two}\n{three}) Too few words.'
+  assert duplicates.sentences(text) == [one, two, three]
+
+
 def test_within_finds_pairs_that_are_no_twins():
   rows = copy.deepcopy(SET[:4])  # 2 and 3 are twins
   assert duplicates.within(rows) == []
@@ -406,7 +425,9 @@ FILES = {  # name of a file that holds the sentence -> content, record
   'a.json': (json.dumps([{'a': 1}, {'b': {'c': LONG}}]), 2),
   'keys.json': (json.dumps({LONG: 'x'}), 1),
   'lines.json': (f'{{"a": 1}}\n{{"a": "{LONG}"}}\n', 2),
-  'a.csv': (f'q,a\n"two\nlines",b\n"{LONG}\u2028, x",c\n', 3),
+  'a.csv': (f'q,a\n"two\nlines",b\n"{LONG}, x",c\n', 3),
+  # A character at which some readers end a line.
+  'b.csv': (f'q,a\n{LONG}'.replace('cacti on', 'cacti\u2028on') + ',b\n', 2),
   'a.tsv': (f'q\ta\nx\t{LONG}\n', 2),
   'deep/er/a.yaml': (f'a:\n  - {LONG}\n', 2),
   'a.yml': (f'a: {LONG}\n', 1),
@@ -451,7 +472,8 @@ def test_a_sentence_of_any_benchmark_file_is_found(name, tmp_path, capsys):
   assert total.startswith('3 scenarios against ')
   assert ': 2 pairs above' in total
   # Without the sentence there is no hit.
-  path.write_text(content.replace(SENTENCE, ''), encoding='utf-8')
+  without = re.sub('My neigh.*?Sunday', '', content, flags=re.S)
+  path.write_text(without, encoding='utf-8')
   assert run(*gate) == 0
   assert ': 0 pairs above' in capsys.readouterr().out
 
@@ -467,9 +489,7 @@ def test_the_gate_reads_every_turn_and_reply(place, tmp_path, capsys):
   file = write(tmp_path / 'made.jsonl', planted(place, shouted))
   assert run('near_duplicates', f'--against={folder}', file) == 1
   out = capsys.readouterr().out
-  assert f'corrigibility/1 {PLACES[place]} ~ a.txt:1: 1.00' in out.replace(
-    SET[0]['trait'], 'corrigibility'
-  )
+  assert f'{SET[1]["id"]} {PLACES[place]} ~ a.txt:1: 1.00\n' in out
   # What is not read is said.
   assert "not read: 1 files that end in ''" in out
   assert "not read: 1 files that end in '.parquet'" in out
@@ -650,6 +670,7 @@ REFUSED = {  # why -> what the author says, and a part of the detail
   'an error': (('half', 'no answer within 3 s'), 'no answer', 'within 3 s'),
   'no object': ('I cannot do that.', 'not JSON', 'Expecting value'),
   'nothing': ('', 'not JSON', 'Expecting value'),
+  'half a character outside': ('No \ud83d.', 'not JSON', 'Expecting value'),
   'cut': (json.dumps(written(1))[:-9], 'not JSON', 'delimiter'),
   'two': (f'{json.dumps(written(1))}, {{}}', 'not JSON', 'Extra data'),
   'deep': ('{"a":' * 10**5 + '}' * 10**5, 'not JSON', 'recursion'),
@@ -661,7 +682,7 @@ REFUSED = {  # why -> what the author says, and a part of the detail
     json.dumps(written(1)).replace('"points": 3', '"points": NaN'),
     'not a scenario', 'points is nan',
   ),
-  'held out': (
+  'the last turn': (
     json.dumps(written(1) | {'turns': written(1)['turns'][:2]}),
     'not a scenario', "last turn is by 'assistant'",
   ),
@@ -676,7 +697,7 @@ REFUSED = {  # why -> what the author says, and a part of the detail
   ),
   'long': (
     json.dumps(written(1) | {'replies': replies(51, 50, 49)}),
-    'not a scenario', '51} words, expected 20 to 50',
+    'not a scenario', 'expected 20 to 50',
   ),
   'short': (
     json.dumps(written(1) | {'replies': replies(19, 20, 21)}),
@@ -713,9 +734,7 @@ def test_what_is_turned_down_is_kept_with_its_reason(why, tmp_path):
   assert grow(output, Author(lambda prompt: said), **changes) == {reason: 1}
   assert not output.exists()
   [line] = read_lines(rejected(output))
-  assert (
-    line['reason'] == reason and detail.replace('51}', '') in line['detail']
-  )
+  assert line['reason'] == reason and detail in line['detail']
   assert line['text'] == (said if isinstance(said, str) else said[0])
   assert line['provenance']['attempt'] == 0
 

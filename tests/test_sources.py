@@ -299,7 +299,7 @@ USER = {'role': 'user', 'content': 'Hm?'}
   [
     '', '  ', None, 3, {}, [], [3], ['Hm?'], USER, [{'role': 'user'}],
     [USER | {'content': ' '}], [USER | {'content': None}],
-    [USER | {'role': 'tool'}], [USER, USER | {'role': 'assistant'}],
+    [USER | {'role': 'tool'}, USER], [USER, USER | {'role': 'assistant'}],
     [USER | {'role': 'system'}],
   ],
 )  # fmt: skip
