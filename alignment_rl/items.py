@@ -206,6 +206,12 @@ def mixed(found: Found) -> list[Example]:
   return [example for *_, together in placed for example in together]
 
 
+def in_turn(groups: Sequence[Sequence[Example]]) -> list[Example]:
+  """One of each group, then the next of each: any first part is of many."""
+  rounds = max(map(len, groups))
+  return [g[i] for i in range(rounds) for g in groups if i < len(g)]
+
+
 def by_hash(examples: Iterable[Example]) -> list[Example]:
   """By a hash of the id: any first part is a fair sample of them."""
   return [e for (e,) in sorted(((e,) for e in examples), key=_by_hash)]

@@ -37,12 +37,6 @@ def _cut(text: str, mark: re.Pattern) -> list[tuple[re.Match, str]]:
   return [(m, text[m.end() : end]) for m, end in zip(found, ends, strict=False)]
 
 
-def _in_turn(groups: Sequence[Sequence[Example]]) -> list[Example]:
-  """One of each group, then the next of each: the first N are a fair sample."""
-  rounds = max(map(len, groups))
-  return [g[i] for i in range(rounds) for g in groups if i < len(g)]
-
-
 # agent_threat
 
 _THREATS = ('autonomy_hijack', 'data_exfil', 'memory_poison')
@@ -70,7 +64,7 @@ def _threats(folder):
     'data_exfil': _customer,
     'memory_poison': _memory,
   }
-  return _in_turn(
+  return items.in_turn(
     [
       [
         Example(
@@ -304,7 +298,7 @@ def _misalignment(folder):
   for row in items.rows(_HERE, 'agentic_misalignment.jsonl'):
     key = row['scenario'], row['template']
     pairs.setdefault(key, []).append((row['benign'], row['harmful']))
-  return _in_turn(
+  return items.in_turn(
     [
       list(_of_template(folder, *key, choices))
       for key, choices in pairs.items()

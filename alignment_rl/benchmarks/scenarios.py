@@ -10,7 +10,7 @@ authored scenarios, split `held_out`.
 
 import functools
 
-from alignment_rl import config
+from alignment_rl import config, items
 from alignment_rl.scenarios import schema
 from alignment_rl.suite import Benchmark, Demo
 from alignment_rl.types import Example
@@ -32,16 +32,11 @@ def _held_out(traits: tuple[str, ...], system: str = '') -> tuple[Example, ...]:
     'streams', 'traits',
     {'split': 'held_out', 'traits': traits, 'system': system},
   )  # fmt: skip
-  return tuple(map(_clustered, _interleaved(found)))
-
-
-def _interleaved(examples):
-  """Domains in turn, so that the first few items are of several."""
-  groups = {}
-  for e in examples:
-    groups.setdefault(e.metadata['domain'], []).append(e)
-  rounds = max(map(len, groups.values()))
-  return [g[i] for i in range(rounds) for g in groups.values() if i < len(g)]
+  # Domains in turn, so that the first few items are of several.
+  domains = {}
+  for e in found:
+    domains.setdefault(e.metadata['domain'], []).append(e)
+  return tuple(map(_clustered, items.in_turn(list(domains.values()))))
 
 
 def _clustered(example):

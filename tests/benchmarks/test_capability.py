@@ -1,11 +1,11 @@
 """Capability: readers, scores; with $ALIGNMENT_RL_DATA, the real files too."""
 
 import json
-import os
 import pathlib
 
 import numpy as np
 import pytest
+from made_up import DATA, needs_data, write
 
 from alignment_rl import config, suite
 from alignment_rl.errors import UserError
@@ -13,15 +13,6 @@ from alignment_rl.errors import UserError
 MODULE = config.load('benchmarks', 'capability')
 BENCHMARKS = {b.name.split('/')[1]: b for b in MODULE.BENCHMARKS}
 CHOICE = [n for n, b in BENCHMARKS.items() if b.protocol == 'choice']
-DATA = os.environ.get('ALIGNMENT_RL_DATA')
-
-
-def write(folder, files):
-  for name, text in files.items():
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-  return folder
 
 
 def lines(*rows):
@@ -181,7 +172,7 @@ def test_gsm8k_reads_one_number(answer, reply, right, tmp_path):
   assert benchmark.score(items, [reply], judge=None).tolist() == [right]
 
 
-@pytest.mark.skipif(not DATA, reason='ALIGNMENT_RL_DATA names no folder')
+@needs_data
 @pytest.mark.parametrize(
   ('name', 'items', 'chance'),
   [

@@ -1,37 +1,18 @@
 """Honesty benchmarks; with $ALIGNMENT_RL_DATA, the real files too."""
 
 import collections
-import os
 import pathlib
 
 import numpy as np
 import pytest
+from made_up import DATA, needs_data
 
 from alignment_rl import config, suite
 from alignment_rl.errors import UserError
 
 MODULE = config.load('benchmarks', 'deception_honesty')
 BENCHMARKS = {b.name.split('/')[1]: b for b in MODULE.BENCHMARKS}
-DATA = os.environ.get('ALIGNMENT_RL_DATA')
-needs_data = pytest.mark.skipif(not DATA, reason='needs the public files')
 YES_OR_NO = ('repe_facts', 'false_claims')
-
-
-@pytest.fixture
-def folder(tmp_path):
-  """The made-up files of every demo."""
-  for benchmark in BENCHMARKS.values():
-    for name, text in benchmark.demo.files.items():
-      path = tmp_path / name
-      path.parent.mkdir(exist_ok=True)
-      path.write_text(text)
-  return tmp_path
-
-
-@pytest.fixture(params=['demo', pytest.param('real', marks=needs_data)])
-def either(request, folder):
-  """The made-up files, and the real ones where they are at hand."""
-  return folder if request.param == 'demo' else pathlib.Path(DATA)
 
 
 def read(benchmark, examples, judge):

@@ -2,12 +2,12 @@
 
 import collections
 import json
-import os
 import pathlib
 import re
 
 import numpy as np
 import pytest
+from made_up import DATA, needs_data, write
 
 from alignment_rl import config, probes, suite
 from alignment_rl.errors import UserError
@@ -15,8 +15,6 @@ from alignment_rl.scenarios import duplicates
 
 MODULE = config.load('benchmarks', 'health')
 BENCHMARKS = {b.name.split('/')[1]: b for b in MODULE.BENCHMARKS}
-DATA = os.environ.get('ALIGNMENT_RL_DATA')
-needs_data = pytest.mark.skipif(not DATA, reason='needs the public files')
 # Items of the samples that the figures in the docstrings are of.
 AT_LEAST = {
   'pubmedqa': 186, 'medqa': 500, 'mmlu_clinical': 1011, 'medsafetybench': 447,
@@ -30,27 +28,6 @@ def lines(name):
 
 
 TWINS = lines('mental_health.jsonl')
-
-
-def write(folder, files):
-  for name, text in files.items():
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-@pytest.fixture
-def folder(tmp_path):
-  """The made-up files of every demo."""
-  for benchmark in BENCHMARKS.values():
-    write(tmp_path, benchmark.demo.files)
-  return tmp_path
-
-
-@pytest.fixture(params=['demo', pytest.param('real', marks=needs_data)])
-def either(request, folder):
-  """The made-up files, and the real ones where they are at hand."""
-  return folder if request.param == 'demo' else pathlib.Path(DATA)
 
 
 def read(benchmark, examples, judge):

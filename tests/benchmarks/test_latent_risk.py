@@ -2,19 +2,17 @@
 
 import collections
 import json
-import os
 import pathlib
 
 import numpy as np
 import pytest
+from made_up import DATA, needs_data, write
 
 from alignment_rl import config, suite
 from alignment_rl.errors import UserError
 
 MODULE = config.load('benchmarks', 'latent_risk')
 BENCHMARKS = {b.name.split('/')[1]: b for b in MODULE.BENCHMARKS}
-DATA = os.environ.get('ALIGNMENT_RL_DATA')
-needs_data = pytest.mark.skipif(not DATA, reason='needs the public files')
 LETTERS = (
   'power_seeking', 'corrigible_more', 'corrigible_less', 'corrigible_neutral',
 )  # fmt: skip
@@ -30,27 +28,6 @@ AT_LEAST = {
   'stereoset': 800, 'crows_pairs': 1018, 'moralchoice': 687,
   'ethics_commonsense': 1040, 'ethics_justice': 798,
 }  # fmt: skip
-
-
-def write(folder, files):
-  for name, text in files.items():
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-@pytest.fixture
-def folder(tmp_path):
-  """The made-up files of every demo."""
-  for benchmark in BENCHMARKS.values():
-    write(tmp_path, benchmark.demo.files)
-  return tmp_path
-
-
-@pytest.fixture(params=['demo', pytest.param('real', marks=needs_data)])
-def either(request, folder):
-  """The made-up files, and the real ones where they are at hand."""
-  return folder if request.param == 'demo' else pathlib.Path(DATA)
 
 
 def read(benchmark, examples, judge):

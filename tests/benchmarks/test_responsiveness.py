@@ -1,9 +1,9 @@
 """Answers and refusals; with $ALIGNMENT_RL_DATA, the real files too."""
 
-import os
 import pathlib
 
 import pytest
+from made_up import DATA, needs_data, write
 
 from alignment_rl import config
 
@@ -11,7 +11,6 @@ MODULE = config.load('benchmarks', 'responsiveness')
 BENCHMARKS = {b.name.split('/')[1]: b for b in MODULE.BENCHMARKS}
 ANSWER_DUE = ('xstest_safe', 'coconot_contrast')
 REFUSAL_DUE = ('xstest_unsafe', 'advbench', 'strongreject', 'dangerousqa')
-DATA = os.environ.get('ALIGNMENT_RL_DATA')
 
 ANSWER = 'Open the task manager, pick the tab that hangs and end it.'
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -19,14 +18,6 @@ PARTIAL = (
   "I can't help with that. However, here are some ideas:\n"
   '1. Talk to her first.\n2. Write a letter.\n3. Ask a friend to be there.'
 )
-
-
-def write(folder, files):
-  for name, text in files.items():
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-  return folder
 
 
 def score(name, folder, *replies):
@@ -71,7 +62,7 @@ def test_each_side_of_xstest_reads_its_own_rows(tmp_path):
     assert [e.id.split('/')[0] for e in items] == [f'xstest_{side}']
 
 
-@pytest.mark.skipif(not DATA, reason='ALIGNMENT_RL_DATA names no folder')
+@needs_data
 @pytest.mark.parametrize(
   ('name', 'count'),
   [
@@ -94,7 +85,7 @@ def test_real_files(name, count):
     assert found.tolist() == [float(name in due)] * count
 
 
-@pytest.mark.skipif(not DATA, reason='ALIGNMENT_RL_DATA names no folder')
+@needs_data
 def test_the_first_items_are_of_many_types():
   """Rows of a type stand together in the file: 25 at a time."""
   first = BENCHMARKS['xstest_safe'].items(pathlib.Path(DATA))[:20]

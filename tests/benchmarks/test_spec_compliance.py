@@ -2,12 +2,12 @@
 
 import collections
 import json
-import os
 import pathlib
 import re
 
 import numpy as np
 import pytest
+from made_up import DATA, write
 
 from alignment_rl import config, ifeval
 from alignment_rl.errors import UserError
@@ -15,16 +15,7 @@ from alignment_rl.types import Example, Message
 
 MODULE = config.load('benchmarks', 'spec_compliance')
 BENCHMARKS = {b.name.split('/')[1]: b for b in MODULE.BENCHMARKS}
-DATA = os.environ.get('ALIGNMENT_RL_DATA')
 REAL = pytest.mark.skipif(not DATA, reason='ALIGNMENT_RL_DATA names no folder')
-
-
-def write(folder, files):
-  for name, text in files.items():
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-  return folder
 
 
 def score(name, item, *replies):

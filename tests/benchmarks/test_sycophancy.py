@@ -2,11 +2,11 @@
 
 import collections
 import json
-import os
 import pathlib
 
 import numpy as np
 import pytest
+from made_up import DATA, needs_data
 
 from alignment_rl import config, probes, suite
 from alignment_rl.errors import UserError
@@ -15,8 +15,6 @@ from alignment_rl.scenarios import duplicates
 MODULE = config.load('benchmarks', 'sycophancy')
 FOLDER = pathlib.Path(MODULE.__file__).parent
 BENCHMARKS = {b.name.split('/')[1]: b for b in MODULE.BENCHMARKS}
-DATA = os.environ.get('ALIGNMENT_RL_DATA')
-needs_data = pytest.mark.skipif(not DATA, reason='needs the public files')
 
 
 def lines(short):
@@ -26,23 +24,6 @@ def lines(short):
 
 ROWS = {short: lines(short) for short in ('pressure_flip', 'feedback')}
 authored = pytest.mark.parametrize('short', ROWS)
-
-
-@pytest.fixture
-def folder(tmp_path):
-  """The made-up files of every demo."""
-  for benchmark in BENCHMARKS.values():
-    for name, text in benchmark.demo.files.items():
-      path = tmp_path / name
-      path.parent.mkdir(exist_ok=True)
-      path.write_text(text)
-  return tmp_path
-
-
-@pytest.fixture(params=['demo', pytest.param('real', marks=needs_data)])
-def either(request, folder):
-  """The made-up files, and the real ones where they are at hand."""
-  return folder if request.param == 'demo' else pathlib.Path(DATA)
 
 
 def mean(name, folder, judge, normalise='score'):
