@@ -127,7 +127,7 @@ class Service:
 
   def _encode(self, request):
     """Token ids of each prompt, all of which fit."""
-    encode, room = self._tokenizer.encode, self.engine.context
+    room = self.engine.context
     rows = max(1, len(request.prompts)) * request.n
     if rows > self.engine.queue:
       raise Problem(
@@ -136,13 +136,15 @@ class Service:
       )  # fmt: skip
     prompts, name = request.prompts, 'prompt'
     if request.chat is not None:
-      prompts, name = (self._render(request.chat),), 'messages'
+      said = sum(len(m.content) for m in request.chat)
+      _check_size(said, room, 'messages')
+      prompts, name = (self._chat(request.chat),), 'messages'
     out = []
     for prompt in prompts:
       if isinstance(prompt, str):
-        if len(prompt) > room * _CHARACTERS_PER_TOKEN:
-          raise _too_long(f'{len(prompt)} characters', room, name)
-        prompt = tuple(encode(prompt))
+        _check_size(len(prompt), room, name)
+        # Who writes the whole prompt may write its control tokens.
+        prompt = tuple(self._tokenizer.encode(prompt, controls=True))
       if not prompt:
         raise Problem(400, f'{name} is empty; there is nothing to go on', name)
       # A request without a limit wants one token at least.
@@ -156,9 +158,9 @@ class Service:
       out.append(prompt)
     return out
 
-  def _render(self, chat):
+  def _chat(self, chat):
     try:
-      return self._tokenizer.render(chat)
+      return tuple(self._tokenizer.encode_chat(chat))
     except (UserError, jinja2.TemplateError) as e:
       raise Problem(400, str(e), 'messages') from e
 
@@ -228,6 +230,11 @@ def _room():
     raise Problem(
       503, 'too many requests are waiting; try again', code='overloaded'
     ) from e
+
+
+def _check_size(characters, room, name):
+  if characters > room * _CHARACTERS_PER_TOKEN:
+    raise _too_long(f'{characters} characters', room, name)
 
 
 def _too_long(found, room, name):

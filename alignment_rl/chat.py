@@ -32,7 +32,7 @@ def main() -> None:
       messages = []
       continue
     messages.append(Message('user', said))
-    tokens = model.tokenizer.encode(model.tokenizer.render(messages))
+    tokens = model.tokenizer.encode_chat(messages)
     rows = sharding.row_shards(mesh)
     prompts, lengths = text.pad(
       [tokens] * rows, text.bucket(len(tokens), 128), model.tokenizer.pad_id

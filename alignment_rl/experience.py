@@ -48,7 +48,7 @@ def check_lengths(streams, tokenizer, prompt_length, completion_length):
   """Every prompt and demonstration fits, or says which does not."""
   for stream in streams:
     for example in stream.examples:
-      n = len(tokenizer.encode(tokenizer.render(example.messages)))
+      n = len(tokenizer.encode_chat(example.messages))
       if n > prompt_length:
         raise UserError(
           f'{example.id} has a prompt of {n} tokens, over '
@@ -73,7 +73,7 @@ def roll(
     demonstrated slot has its target first and G - 1 empty rows.
   """
   prompts, prompt_lengths = text.pad(
-    [tokenizer.encode(tokenizer.render(e.messages)) for e in examples],
+    [tokenizer.encode_chat(e.messages) for e in examples],
     prompt_length,
     tokenizer.pad_id,
   )

@@ -36,14 +36,14 @@ class Job:
       out.setdefault(suite.item_of(e), []).append(e)
     return out
 
-  def context(self, example, tokenizer, said=()) -> str | None:
-    """What the policy reads next; None where nothing is left to say.
+  def context(self, example, tokenizer, said=()) -> list[int] | None:
+    """Tokens that the policy reads next; None where nothing is left to say.
 
     Args:
       said: its replies so far, each of which the world answers.
     """
     if not example.messages:
-      return ''
+      return []
     if len(said) >= self.benchmark.turns and said:
       return None
     messages = self.condition.messages(example)
@@ -52,7 +52,7 @@ class Job:
       if answer is None:
         return None
       messages += (Message('assistant', reply), Message('user', answer))
-    return tokenizer.render(messages) + self.condition.prefill
+    return tokenizer.encode_chat(messages, self.condition.prefill)
 
 
 # (job, example) -> whether a record of its item is still missing.

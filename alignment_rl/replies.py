@@ -23,11 +23,11 @@ class Request:
 
   Attributes:
     id: of the item; the address of its noise.
-    context: (replies so far) -> the text to reply to, or None at the end.
+    context: (replies so far) -> the tokens to reply to, or None at the end.
   """
 
   id: str
-  context: Callable[[tuple[str, ...]], str | None]
+  context: Callable[[tuple[str, ...]], list[int] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +80,7 @@ class Policy:
       wanted: a batch of which nothing is wanted is not run. The batches do not
         depend on it, so a restart says what an undisturbed run would have said.
     """
-    encode = self._model.tokenizer.encode
-    size = [len(encode(r.context(()))) for r in requests]
+    size = [len(r.context(())) for r in requests]
     order = sorted(range(len(requests)), key=lambda i: (size[i], i))
     while order:
       # The longest first: it says how many fit.
@@ -109,9 +108,8 @@ class Policy:
   def _most(self, P):
     return text.rows_within(self._rows, P, self._shards)
 
-  def _speak(self, ids, contexts, length, turn) -> list[tuple[str, bool]]:
+  def _speak(self, ids, prompts, length, turn) -> list[tuple[str, bool]]:
     tokenizer = self._model.tokenizer
-    prompts = [tokenizer.encode(c) for c in contexts]
     P = text.coarse(max(map(len, prompts)), 64)
     # An episode may have grown past the length its batch was made for.
     most = max(text.bucket(len(prompts), self._shards), self._most(P))

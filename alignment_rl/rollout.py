@@ -385,7 +385,7 @@ def join(lower, upper):
 class TextScorer:
   """Reads text with a frozen model, in few shapes: the `Judge` of rewards.
 
-  Contexts are raw text (a caller renders chats itself). Rows are sorted by
+  Contexts are text, or tokens such as those of a chat. Rows are sorted by
   shape, cut into batches of `rows`, and padded to multiples of `step` tokens.
   """
 
@@ -446,7 +446,7 @@ class TextScorer:
 
   def stream(
     self,
-    contexts: Sequence[str],
+    contexts: Sequence[str | Sequence[int]],
     continuations: Sequence[Sequence[str]],
     wanted: Callable[[int], bool] = lambda i: True,
   ) -> Iterator[list[tuple[int, np.ndarray]]]:
@@ -468,7 +468,8 @@ class TextScorer:
 
   def _stream(self, function, contexts, continuations, wanted):
     encode = self.tokenizer.encode
-    prompts = [encode(c) or [self.tokenizer.start_id] for c in contexts]
+    tokens = (encode(c) if isinstance(c, str) else list(c) for c in contexts)
+    prompts = [t or [self.tokenizer.start_id] for t in tokens]
     endings = [[encode(c) for c in group] for group in continuations]
     shapes = list(map(self._shape, prompts, endings))
     for batch in self._batches(shapes):

@@ -3,11 +3,15 @@
 Two tokenizers with one contract (`types.Tokenizer`): bytes, which ships for
 tests and tiny models, and byte-pair encodings read from a GGUF file or a
 Hugging Face folder. The chat template is the model's own, run in a sandbox.
+Only a template speaks in control tokens: what is said in a message, a reply or
+a criterion is text, also where it spells '<|im_end|>'.
 """
 
+import functools
 import json
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import jinja2
 import jinja2.sandbox
@@ -39,18 +43,22 @@ class ByteTokenizer:
   def __init__(self, template: str = CHATML):
     self.template = template
 
-  def encode(self, text: str) -> list[int]:
+  def encode(self, text: str, controls: bool = False) -> list[int]:
+    if not controls:
+      return list(text.encode())
     ids = []
-    while text:
-      for i, special in enumerate(_BYTE_SPECIALS):
-        if text.startswith(special):
-          ids.append(256 + i)
-          text = text[len(special) :]
-          break
-      else:
-        ids.extend(text[0].encode())
-        text = text[1:]
+    for part in re.split(_either(self._controls), text):
+      ids += [self._controls[part]] if part in self._controls else part.encode()
     return ids
+
+  def encode_chat(
+    self, messages: Sequence[Message], prefill: str = ''
+  ) -> list[int]:
+    return _encode_chat(self, self._controls, messages, prefill)
+
+  @property
+  def _controls(self):
+    return {special: 256 + i for i, special in enumerate(_BYTE_SPECIALS)}
 
   def decode(self, ids: Sequence[int]) -> str:
     return bytes(int(i) for i in ids if i < 256).decode(errors='replace')
@@ -88,8 +96,26 @@ class BPETokenizer:
     self.start_id = self.eos_ids[0] if start_id is None else start_id
     self.vocab_size = bpe.get_vocab_size()
 
-  def encode(self, text: str) -> list[int]:
-    return self.bpe.encode(text, add_special_tokens=False).ids
+  def encode(self, text: str, controls: bool = False) -> list[int]:
+    bpe = self.bpe if controls else self._plain
+    return bpe.encode(text, add_special_tokens=False).ids
+
+  def encode_chat(
+    self, messages: Sequence[Message], prefill: str = ''
+  ) -> list[int]:
+    return _encode_chat(self, self._controls, messages, prefill)
+
+  @functools.cached_property
+  def _plain(self):
+    """The encoding that reads control strings as any other text."""
+    plain = tokenizers.Tokenizer.from_str(self.bpe.to_str())
+    plain.encode_special_tokens = True
+    return plain
+
+  @functools.cached_property
+  def _controls(self):
+    added = self.bpe.get_added_tokens_decoder().items()
+    return {token.content: i for i, token in added if token.special}
 
   def decode(self, ids: Sequence[int]) -> str:
     return self.bpe.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -220,6 +246,45 @@ def render_chat(template: str, messages: Sequence[Message]) -> str:
     messages=[{'role': m.role, 'content': m.content} for m in messages],
     add_generation_prompt=True,
   )
+
+
+def _encode_chat(
+  tokenizer: 'BPETokenizer | ByteTokenizer',
+  controls: Mapping[str, int],
+  messages: Sequence[Message],
+  prefill: str,
+) -> list[int]:
+  """The rendered chat as tokens; what messages and prefill hold stays text.
+
+  Args:
+    controls: control string -> token.
+  """
+  said = prefill + ''.join(m.role + m.content for m in messages)
+  if not any(control in said for control in controls):
+    return tokenizer.encode(tokenizer.render(messages) + prefill, controls=True)
+  # While the template runs, a character that nobody said stands for each, so
+  # that every control string in what it gives is its own.
+  free = (c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in said)
+  hidden = dict(zip(controls, free, strict=False))
+  either = _either(controls)
+  hide = lambda text: either.sub(lambda found: hidden[found[0]], text)
+  shown = str.maketrans({mark: control for control, mark in hidden.items()})
+  rendered = tokenizer.render(
+    [Message(hide(m.role), hide(m.content)) for m in messages]
+  )
+  tokens = []
+  for part in re.split(either, rendered + hide(prefill)):
+    own = part in controls
+    tokens += (
+      [controls[part]] if own else tokenizer.encode(part.translate(shown))
+    )
+  return tokens
+
+
+def _either(controls) -> re.Pattern:
+  """Any of the strings, the longest that fits, kept by `re.split`."""
+  longest = sorted(controls, key=len, reverse=True)
+  return re.compile(f'({"|".join(map(re.escape, longest))})')
 
 
 def bucket(length: int, step: int) -> int:

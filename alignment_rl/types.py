@@ -108,7 +108,19 @@ class Tokenizer(Protocol):
   start_id: int  # a text without context is read after it
   eos_ids: tuple[int, ...]
 
-  def encode(self, text: str) -> list[int]: ...
+  def encode(self, text: str, controls: bool = False) -> list[int]:
+    """Text as tokens; `controls` reads control strings as control tokens."""
+    ...
+
+  def encode_chat(
+    self, messages: Sequence[Message], prefill: str = ''
+  ) -> list[int]:
+    """`render` and the reply's beginning as tokens.
+
+    The template's control strings are control tokens, those that a message or
+    `prefill` spells are text.
+    """
+    ...
 
   def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -121,9 +133,14 @@ class Judge(Protocol):
   """A frozen model that reads text for a reward."""
 
   def logprobs(
-    self, contexts: Sequence[str], continuations: Sequence[Sequence[str]]
+    self,
+    contexts: Sequence[str | Sequence[int]],
+    continuations: Sequence[Sequence[str]],
   ) -> list[np.ndarray]:
-    """Summed log-probability of each continuation, nats: float32 [n] each."""
+    """Summed log-probability of each continuation, nats: float32 [n] each.
+
+    A context is text, or tokens.
+    """
     ...
 
   def fingerprint(self) -> str:

@@ -118,10 +118,10 @@ def test_gguf_tokenizer_survives_the_hf_folder(tiny, tmp_path):
   checkpoint.save_hf(tmp_path / 'hf', first, first.params)
   again = load(f'{tmp_path}/hf')
   words = '<|im_start|>sing the thing, 42 été'
-  ids = first.tokenizer.encode(words)
+  ids = first.tokenizer.encode(words, controls=True)
   # The merges were used: ' the' and 'ing' are one token each.
   assert {261, 263} <= set(ids) and ids[0] == 1
-  assert again.tokenizer.encode(words) == ids
+  assert again.tokenizer.encode(words, controls=True) == ids
   assert again.tokenizer.decode(ids) == 'sing the thing, 42 été'
   # The chat's end, and the base model's end of text.
   assert first.tokenizer.eos_ids == again.tokenizer.eos_ids == (2, 0)

@@ -1066,7 +1066,7 @@ def test_a_model_reads_an_injection_as_one_string(reader, recording, tmp_path):
   ):
     data = judging.as_data(reply)
     assert max(ids) < 256, name  # above are the control tokens
-    assert max(TOKENIZERS['bpe'].encode(context)) < 256, name
+    assert max(TOKENIZERS['bpe'].encode(context, controls=True)) < 256, name
     assert context.count(data) == 1, name
     assert context.replace(data, '""') == frame, name
     assert len(context.splitlines()) == 4, name
@@ -1076,7 +1076,7 @@ def test_a_model_reads_an_injection_as_one_string(reader, recording, tmp_path):
 @pytest.mark.parametrize('name', TOKENIZERS)
 def test_injections_would_be_control_tokens_if_not_escaped(name):
   """Else the test above would hold for tokenizers that know none."""
-  encode = TOKENIZERS[name].encode
+  encode = lambda said: TOKENIZERS[name].encode(said, controls=True)
   assert max(encode(json.dumps(INJECTIONS['chatml']))) > 255
   if name == 'bpe':
     for token in CONTROL:

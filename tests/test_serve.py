@@ -573,7 +573,7 @@ CHAT = [
 
 def test_a_chat_is_the_models_template_and_the_samplers_text(tiny, client):
   messages = [Message('system', 'Be brief.'), Message('user', 'Ab?')]
-  prompt = tiny.tokenizer.encode(tiny.tokenizer.render(messages))
+  prompt = tiny.tokenizer.encode_chat(messages)
   tokens, logprobs = likely(tiny, prompt, 12)
   found = client.chat.completions.create(
     model='tiny', messages=CHAT, max_completion_tokens=12, temperature=0,
@@ -602,7 +602,7 @@ def test_a_chat_is_the_models_template_and_the_samplers_text(tiny, client):
 def test_a_chat_without_a_limit_goes_on_to_eos_or_the_context(
   tiny, client, said
 ):
-  prompt = tiny.tokenizer.encode(tiny.tokenizer.render([Message('user', said)]))
+  prompt = tiny.tokenizer.encode_chat([Message('user', said)])
   expected, _ = likely(tiny, prompt, CONTEXT - len(prompt))
   found = client.chat.completions.create(
     model='tiny', temperature=0, messages=[{'role': 'user', 'content': said}]

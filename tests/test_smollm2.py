@@ -80,7 +80,9 @@ def test_smollm2_tokenizer_splits_digits_and_knows_its_markers(smollm2):
     'a', ' ', '2', '0', '2', '4',
   ]  # fmt: skip
   # <|im_end|> ends a chat reply, and <|endoftext|> any text.
-  ends = [tokenizer.encode(t) for t in ('<|im_end|>', '<|endoftext|>')]
+  ends = [
+    tokenizer.encode(t, controls=True) for t in ('<|im_end|>', '<|endoftext|>')
+  ]
   assert [[i] for i in tokenizer.eos_ids] == ends
 
 

@@ -118,7 +118,7 @@ def test_a_text_without_context_is_read_after_the_start(tiny, one_device):
     tiny.decoder, tiny.params, tiny.tokenizer, one_device
   )
   (empty,) = scorer.logprobs([''], [('abc', 'ba')])
-  (said,) = scorer.logprobs(['<|im_start|>'], [('abc', 'ba')])
+  (said,) = scorer.logprobs([[tiny.tokenizer.start_id]], [('abc', 'ba')])
   np.testing.assert_array_equal(empty, said)
 
 

@@ -193,8 +193,7 @@ def _policy_author(arguments):
 
   def author(prompts, heard):
     encoded = [
-      model.tokenizer.encode(model.tokenizer.render([Message('user', p)]))
-      for p in prompts
+      model.tokenizer.encode_chat([Message('user', p)]) for p in prompts
     ]
     for start in range(0, len(prompts), rows):
       part = encoded[start : start + rows]

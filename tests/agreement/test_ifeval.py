@@ -285,8 +285,7 @@ def generate(path):
     eos_ids=tokenizer.eos_ids, temperature=0.8,
   )  # fmt: skip
   tokens = [
-    tokenizer.encode(tokenizer.render((Message('user', row['prompt']),)))
-    for row in rows
+    tokenizer.encode_chat([Message('user', row['prompt'])]) for row in rows
   ]
   order = sorted(range(len(rows)), key=lambda i: len(tokens[i]))
   found, batch = {}, 16
