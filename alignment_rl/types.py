@@ -133,14 +133,9 @@ class Judge(Protocol):
   """A frozen model that reads text for a reward."""
 
   def logprobs(
-    self,
-    contexts: Sequence[str | Sequence[int]],
-    continuations: Sequence[Sequence[str]],
+    self, contexts: Sequence[str], continuations: Sequence[Sequence[str]]
   ) -> list[np.ndarray]:
-    """Summed log-probability of each continuation, nats: float32 [n] each.
-
-    A context is text, or tokens.
-    """
+    """Summed log-probability of each continuation, nats: float32 [n] each."""
     ...
 
   def fingerprint(self) -> str:
