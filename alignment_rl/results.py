@@ -68,12 +68,19 @@ class Store:
         file.writelines(_line(r) for r in new)
 
   def finish(self, condition: str, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Writes results.jsonl of a condition, whole or not at all."""
+    """Writes results.jsonl of a condition, whole or not at all.
+
+    Lines of other benchmarks, finished before, stay.
+    """
     if sharding.is_main():
       path = self._place(condition) / 'results.jsonl'
       path.parent.mkdir(parents=True, exist_ok=True)
+      before = path.read_text(encoding='utf-8') if path.exists() else ''
+      lines_before = map(json.loads, before.split('\n')[:-1])
+      every = {x['benchmark']: x for x in lines_before}
+      every |= {x['benchmark']: x for x in lines}
       partial = path.with_name('results.jsonl.partial')
-      partial.write_text(''.join(map(_line, lines)), encoding='utf-8')
+      partial.write_text(''.join(map(_line, every.values())), encoding='utf-8')
       os.replace(partial, path)
 
   def _place(self, condition):

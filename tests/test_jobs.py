@@ -110,6 +110,14 @@ def test_results_of_two_runs_are_equal(whole, tmp_path):
   assert again == lines and read(tmp_path) == read(folder)
 
 
+def test_what_was_finished_before_stays(whole, tmp_path):
+  folder, _ = whole
+  for part in (SUITE[:2], SUITE[1:]):
+    run(tmp_path, suite_=part)
+  kept = lambda at: [json.loads(x) for x in (at / 'results.jsonl').open()]
+  assert kept(tmp_path) == kept(folder) and read(tmp_path) == read(folder)
+
+
 class Cut(Exception):
   pass
 
