@@ -10,7 +10,7 @@ import numpy as np
 from absl import flags
 
 from alignment_rl import config as config_lib
-from alignment_rl import evaluate, rollout, sharding, text
+from alignment_rl import learner, rollout, sharding, text
 from alignment_rl.types import Message, Purpose
 
 _FLAGS = flags.FLAGS
@@ -18,8 +18,8 @@ _FLAGS = flags.FLAGS
 
 def main() -> None:
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
-  model, params = evaluate.load(
-    _FLAGS.checkpoint, _FLAGS.family, _FLAGS.dtype, mesh
+  model, params = learner.load(
+    _FLAGS.checkpoint, mesh, family=_FLAGS.family, dtype=_FLAGS.dtype
   )
   sampler = rollout.Sampler(
     model.decoder, mesh, group=1, length=_FLAGS.completion_length,

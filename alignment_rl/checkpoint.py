@@ -5,11 +5,13 @@ A model comes from `config.model.weights`:
   package:NAME         the GGUF file inside an installed Python package
   FILE.gguf            a GGUF file
   FOLDER               a Hugging Face folder, or a run's workdir (its last step)
+  FOLDER@STEP          a workdir's kept checkpoint of that step
 A workdir holds `model/` (sizes, tokenizer, chat template, in Hugging Face
 format) and `checkpoints/<step>/` (orbax), so it needs nothing else to be read.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -21,11 +23,10 @@ import gguf
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors
-import safetensors.numpy
+from flax import traverse_util
 
 from alignment_rl import config as config_lib
-from alignment_rl import text
+from alignment_rl import huggingface, sharding, text
 from alignment_rl.errors import UserError
 from alignment_rl.models.decoder import Decoder, DecoderConfig
 from alignment_rl.types import Tokenizer, TrainState
@@ -33,26 +34,37 @@ from alignment_rl.types import Tokenizer, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A decoder with its sizes, tokenizer and, if it was read, weights."""
+  """A decoder with its sizes, tokenizer and, if it has them, weights.
+
+  Attributes:
+    family: file of `models/`.
+    stored: float32 parameters, on the host or yet in files: `place` reads them.
+      None = to be made at random.
+  """
 
   family: str
   decoder: Decoder
   tokenizer: Tokenizer
-  params: dict[str, Any] | None  # numpy float32; None = to be made at random
+  stored: dict[str, Any] | None
 
   @property
   def config(self) -> DecoderConfig:
     return self.decoder.config
 
+  @functools.cached_property
+  def params(self) -> dict[str, Any] | None:
+    """All of `stored` on the host, as numpy."""
+    return jax.tree.map(np.asarray, self.stored)
+
   def without_params(self) -> 'Model':
-    return dataclasses.replace(self, params=None)
+    return dataclasses.replace(self, stored=None)
 
   def with_dtype(self, dtype: str, remat: bool = False) -> 'Model':
     """The same model with other inputs of its matrix products, no weights."""
     dtype = _matmul_dtype() if dtype == 'auto' else dtype
     sizes = dataclasses.replace(self.config, dtype=dtype, remat=remat)
     decoder = config_lib.load('models', self.family).make(sizes)
-    return dataclasses.replace(self, decoder=decoder, params=None)
+    return dataclasses.replace(self, decoder=decoder, stored=None)
 
 
 def load_model(
@@ -84,19 +96,43 @@ def load_model(
     sizes, params, tokenizer = _read_gguf(_file_in_package(name), module)
   elif weights.endswith('.gguf'):
     sizes, params, tokenizer = _read_gguf(pathlib.Path(weights), module)
-  elif (pathlib.Path(weights) / 'checkpoints').is_dir():
-    sizes, params, tokenizer = _read_workdir(pathlib.Path(weights), module)
+  elif place := workdir_at(weights):
+    sizes, params, tokenizer = _read_workdir(*place, module)
   else:
     sizes, params, tokenizer = _read_hf(pathlib.Path(weights), module)
   model = Model(family, module.make(sizes), tokenizer, None)
-  return dataclasses.replace(model.with_dtype(dtype, remat), params=params)
+  return dataclasses.replace(model.with_dtype(dtype, remat), stored=params)
 
 
-def save_hf(folder: str | os.PathLike, model: Model, params: Any) -> None:
+def place(stored: Any, shardings: Any) -> Any:
+  """Parameters of a `Model` as global arrays.
+
+  What is yet in files is read a tensor at a time, straight to its shards.
+  """
+  return jax.tree.map(
+    lambda x, s: (
+      x.place(s)
+      if isinstance(x, huggingface.Stored | _Kept)
+      else sharding.to_global(x, s)
+    ),
+    stored,
+    shardings,
+  )
+
+
+def save_hf(
+  folder: str | os.PathLike,
+  model: Model,
+  params: Any,
+  shard_bytes: int = 5 * 10**9,
+) -> None:
   """Writes a Hugging Face folder: config, safetensors, tokenizer, template.
 
   `params` None writes all but the weights. The value head has no place in the
   format; orbax checkpoints keep it.
+
+  Args:
+    shard_bytes: size of a safetensors file, at most.
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
@@ -107,10 +143,8 @@ def save_hf(folder: str | os.PathLike, model: Model, params: Any) -> None:
   (folder / 'config.json').write_text(json.dumps(fields, indent=2))
   model.tokenizer.save(folder)
   if params is not None:
-    partial = folder / 'model.safetensors.partial'
-    tensors = module.to_hf(params, model.config)
-    safetensors.numpy.save_file(tensors, partial, metadata={'format': 'np'})
-    os.replace(partial, folder / 'model.safetensors')
+    names = module.names(model.config)
+    huggingface.write_tensors(folder, params, names, model.config, shard_bytes)
 
 
 class Checkpointer:
@@ -156,41 +190,90 @@ class Checkpointer:
     self._manager.close()
 
 
+def kept_steps(workdir: str | os.PathLike) -> list[int]:
+  """The steps of a workdir's checkpoints, oldest first; [] if it has none."""
+  folder = pathlib.Path(workdir) / 'checkpoints'
+  # Others are half-written ones.
+  found = folder.iterdir() if folder.is_dir() else ()
+  return sorted(int(p.name) for p in found if p.name.isdigit())
+
+
 def workdir_step(workdir: str | os.PathLike) -> int:
   """The last saved step of a workdir.
 
   Raises:
     UserError: it holds none.
   """
-  folder = pathlib.Path(workdir) / 'checkpoints'
-  steps = [
-    int(p.name)
-    for p in (folder.iterdir() if folder.is_dir() else ())
-    if p.name.isdigit()
-  ]
+  steps = kept_steps(workdir)
   if not steps:
     raise UserError(
       f'{workdir} holds no checkpoint; train into it first, or give a .gguf '
       'file, a Hugging Face folder or package:NAME'
     )
-  return max(steps)
+  return steps[-1]
 
 
-def _read_workdir(workdir, module):
-  sizes, tokenizer = _read_hf_config(workdir / 'model', module)
-  path = workdir / 'checkpoints' / str(workdir_step(workdir)) / 'state'
-  with ocp.PyTreeCheckpointer() as reader:
-    metadata = reader.metadata(path.absolute()).item_metadata.tree
-    host = lambda x: ocp.RestoreArgs(restore_type=np.ndarray)
-    found = reader.restore(
-      path.absolute(),
-      args=ocp.args.PyTreeRestore(
-        item={'params': metadata['params']},
-        restore_args={'params': jax.tree.map(host, metadata['params'])},
-        partial_restore=True,
-      ),
+def workdir_at(source: str) -> tuple[pathlib.Path, int] | None:
+  """The workdir and step that DIR or DIR@STEP means; None if it is no workdir.
+
+  DIR alone means its last checkpoint.
+
+  Raises:
+    UserError: DIR is a workdir that has no checkpoint, or not that one.
+  """
+  if (pathlib.Path(source) / 'checkpoints').is_dir():
+    return pathlib.Path(source), workdir_step(source)
+  folder, at, step = source.rpartition('@')
+  if not at or not (pathlib.Path(folder) / 'checkpoints').is_dir():
+    return None
+  steps = kept_steps(folder)
+  if step not in map(str, steps):
+    raise UserError(
+      f'{folder} keeps no checkpoint of step {step!r}; it has {steps}'
     )
-  return sizes, found['params'], tokenizer
+  return pathlib.Path(folder), int(step)
+
+
+def _read_workdir(workdir, step, module):
+  sizes, tokenizer = _read_hf_config(workdir / 'model', module)
+  path = (workdir / 'checkpoints' / str(step) / 'state').absolute()
+  with ocp.PyTreeCheckpointer() as reader:
+    found = reader.metadata(path).item_metadata.tree['params']
+  params = {
+    names: _Kept(path, names, metadata)
+    for names, metadata in traverse_util.flatten_dict(found).items()
+  }
+  return sizes, traverse_util.unflatten_dict(params), tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+  """A parameter of an orbax checkpoint, yet unread; as `huggingface.Stored`."""
+
+  path: pathlib.Path
+  names: tuple[str, ...]
+  metadata: Any
+
+  def __array__(self, dtype=None, copy=None):
+    found = self._restore(ocp.RestoreArgs(restore_type=np.ndarray))
+    return found.astype(dtype or found.dtype, copy=False)
+
+  def place(self, sharding):
+    return self._restore(ocp.ArrayRestoreArgs(sharding=sharding))
+
+  def _restore(self, how):
+    alone = lambda x: traverse_util.unflatten_dict({('params', *self.names): x})
+    with ocp.PyTreeCheckpointer() as reader:
+      found = reader.restore(
+        self.path,
+        args=ocp.args.PyTreeRestore(
+          item=alone(self.metadata),
+          restore_args=alone(how),
+          partial_restore=True,
+        ),
+      )
+    (leaf,) = jax.tree.leaves(found)
+    return leaf
 
 
 def _read_hf(folder, module):
@@ -200,21 +283,7 @@ def _read_hf(folder, module):
       'a workdir with checkpoints, package:NAME or random:VARIANT'
     )
   sizes, tokenizer = _read_hf_config(folder, module)
-  index = folder / 'model.safetensors.index.json'
-  if index.exists():
-    names = set(json.loads(index.read_text())['weight_map'].values())
-  else:
-    names = {'model.safetensors'}
-  tensors = {}
-  for name in sorted(names):
-    if not (folder / name).exists():
-      raise UserError(f'{folder} has no {name}; copy the whole model folder')
-    try:
-      tensors |= safetensors.numpy.load_file(folder / name)
-    except safetensors.SafetensorError as e:
-      raise UserError(
-        f'{folder / name} is damaged or cut off ({e}); copy the file again'
-      ) from e
+  tensors = huggingface.open_tensors(folder)
   return sizes, _params(module, tensors, sizes, folder), tokenizer
 
 
@@ -226,7 +295,7 @@ def _read_hf_config(folder, module):
     )
   try:
     fields = json.loads((folder / 'config.json').read_text())
-    if fields.get('model_type') == module.HF_MODEL_TYPE:
+    if fields.get('model_type') in module.HF_MODEL_TYPES:
       return module.config_from_hf(fields), text.from_folder(folder)
   except (KeyError, json.JSONDecodeError) as e:
     raise UserError(
@@ -235,11 +304,17 @@ def _read_hf_config(folder, module):
     ) from e
   raise UserError(
     f'{folder} holds a {fields.get("model_type")!r} model, expected '
-    f'{module.HF_MODEL_TYPE!r}; set config.model.module to its family'
+    f'{" or ".join(map(repr, module.HF_MODEL_TYPES))}; set config.model.module '
+    'to its family'
   )
 
 
 def _read_gguf(path, module):
+  if not hasattr(module, 'GGUF_ARCHITECTURE'):
+    raise UserError(
+      f'{module.__name__} reads no GGUF files, but {path} is one; give the '
+      "model's Hugging Face folder"
+    )
   if not path.exists():
     raise UserError(
       f'no model file at {str(path)!r}; check config.model.weights'
@@ -276,7 +351,7 @@ def _read_gguf(path, module):
 
 def _params(module, tensors, sizes, where):
   try:
-    return module.from_hf(tensors, sizes)
+    return huggingface.params(tensors, module.names(sizes), sizes)
   except KeyError as e:
     raise UserError(f'{where} lacks the tensor {e}; is it whole?') from e
   except ValueError as e:

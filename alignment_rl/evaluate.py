@@ -4,11 +4,12 @@
       --limit=N --data_dir=FOLDER --conditions=none,system:flatterer
   python -m alignment_rl.evaluate --list
 
-DIR is a workdir of `train`, a Hugging Face folder, a .gguf file or
-package:NAME. Items and samples are the same for every checkpoint, so that arms
-are paired by item. Every record is kept as it comes: a killed evaluation goes
-on where it was. A condition's results stand in conditions/<name>/, laid out as
-those of 'none'.
+DIR is a workdir of `train`, or DIR@STEP one of its kept checkpoints, a Hugging
+Face folder, a .gguf file or package:NAME. Items and samples are the same for
+every checkpoint, so that arms are paired by item. Every record is kept as it
+comes: a killed evaluation goes on where it was. A condition's results stand in
+conditions/<name>/, laid out as those of 'none'; those of DIR@STEP in
+DIR/evaluation/steps/STEP/.
 """
 
 import dataclasses
@@ -93,7 +94,9 @@ def evaluate(
   )
   done = {job: set(store.records(*job.place)) for job in jobs}
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
-  model, params = load(source, family, settings.dtype, mesh)
+  model, params = learner.load(
+    source, mesh, family=family, dtype=settings.dtype
+  )
   every = [set(job.items) for job in jobs]
   bar = metrics.progress(
     sum(map(len, every)),
@@ -130,7 +133,7 @@ def evaluate(
     mine = [job for job in jobs if job.condition == condition]
     found = [
       {'arm': _name(source), 'step': _step(source), 'checkpoint': source}
-      | {'condition': condition.name}
+      | {'condition': condition.name, 'kind': condition.kind}
       | suite.summarise(
         job.benchmark, [store.records(*job.place)[i] for i in job.items]
       )
@@ -141,26 +144,14 @@ def evaluate(
   return lines
 
 
-def load(source, family, dtype, mesh):
-  """A model and its parameters on the mesh; random ones from seed 0."""
-  model = checkpoint.load_model(source, family=family, dtype=dtype)
-  sharding.check_fit(mesh, model.config, {})
-  shardings = learner.param_shardings(model.decoder, mesh)
-  return model, learner.place_params(
-    model.decoder, model.params, shardings, jax.random.key(0)
-  )
-
-
-def _is_workdir(source):
-  return (pathlib.Path(source) / 'checkpoints').is_dir()
-
-
 def _step(source):
-  return checkpoint.workdir_step(source) if _is_workdir(source) else 0
+  place = checkpoint.workdir_at(source)
+  return place[1] if place else 0
 
 
 def _name(source):
-  return pathlib.Path(source).name
+  place = checkpoint.workdir_at(source)
+  return (place[0] if place else pathlib.Path(source)).name
 
 
 def make_judge(source: str, url: str, model: str, family: str, cache: str):
@@ -180,7 +171,7 @@ def make_judge(source: str, url: str, model: str, family: str, cache: str):
     )  # fmt: skip
     return functools.partial(reward, judge=None)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
-  reader, params = load(source, family, 'auto', mesh)
+  reader, params = learner.load(source, mesh, family=family)
   scorer = rollout.TextScorer(reader.decoder, params, reader.tokenizer, mesh)
   reward = config_lib.make('rewards', 'criterion', {'rubric': 'scenario'})
   return functools.partial(reward, judge=scorer)
@@ -229,9 +220,9 @@ def main() -> None:
   under = conditions.read(_FLAGS.conditions, data)
   outputs = [_output(source, len(sources) > 1) for source in sources]
   for source, output in zip(sources, outputs, strict=True):
-    judge, who = None, ''
+    judge = None
+    who = _FLAGS.judge_url or _FLAGS.judge or _default_judge(source)
     if any(b.judged for b in benchmarks):
-      who = _FLAGS.judge_url or _FLAGS.judge or _default_judge(source)
       judge = make_judge(
         who, _FLAGS.judge_url, _FLAGS.judge_model, _FLAGS.family,
         str(output / 'verdicts'),
@@ -249,28 +240,40 @@ def main() -> None:
       score = 'unscored' if line['score'] is None else f'{line["score"]:.4f}'
       where = '' if line['condition'] == 'none' else f' {line["condition"]}'
       print(f'{line["benchmark"] + where:48s} n={line["n"]:<5d} {score}')
-    print(f'results: {output}')
+    print(f'results: {output}', flush=True)
+    # Each checkpoint has programs of its own: they would pile up in memory.
+    jax.clear_caches()
 
 
 def _output(source, several):
   if _FLAGS.output:
     folder = pathlib.Path(_FLAGS.output)
-    return folder / _name(source) if several else folder
-  if not _is_workdir(source):
+    return folder / pathlib.Path(source).name if several else folder
+  place = checkpoint.workdir_at(source)
+  if not place:
     raise UserError('--output is missing; say where to write the results')
-  return pathlib.Path(source) / 'evaluation'
+  folder, step = place
+  if pathlib.Path(source) == folder:
+    return folder / 'evaluation'
+  return folder / 'evaluation' / 'steps' / str(step)
 
 
 def _default_judge(source):
-  """Where the run began, so that every arm has the same judge."""
-  config = pathlib.Path(source) / 'config.json'
-  if not (_is_workdir(source) and config.exists()):
+  """Where the first run began, so that every arm has the same judge.
+
+  A run may have begun at the end of another, which is another for every arm.
+  """
+  place = checkpoint.workdir_at(source)
+  if not (place and (place[0] / 'config.json').exists()):
     return source
-  return json.loads(config.read_text())['model']['weights']
+  config = json.loads((place[0] / 'config.json').read_text())
+  return _default_judge(config['model']['weights'])
 
 
 if __name__ == '__main__':
-  flags.DEFINE_list('checkpoint', '', 'workdirs, folders, .gguf or package:')
+  flags.DEFINE_list(
+    'checkpoint', '', 'DIR or DIR@STEP of workdirs, folders, .gguf or package:'
+  )
   flags.DEFINE_string(
     'benchmarks', 'all',
     "'all' (but judged ones), 'own' (that need no data), or names, areas and "

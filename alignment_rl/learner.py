@@ -2,8 +2,9 @@
 
 Parameters, optimizer state and losses are float32; matrix products take the
 model's `dtype`. The gradient is a sum of passes, each over one micro-batch and
-one stream, so that the norm of every stream's own gradient is known where it is
-asked for, at no cost when micro-batches hold one stream each.
+one stream, so that the norm of every stream's own gradient, and its cosine with
+that of the streams before it, are known where they are asked for, at no cost
+when micro-batches hold one stream each.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from alignment_rl import objectives, optimizers, rollout, sharding
+from alignment_rl import checkpoint, objectives, optimizers, rollout, sharding
 from alignment_rl.models.decoder import Decoder
 from alignment_rl.types import TrainState
 
@@ -40,6 +41,31 @@ class LossSettings:
   kl: float = 0.0
   value: float = 0.0
   value_clip: float = 0.2
+
+
+def load(
+  source: str,
+  mesh: jax.sharding.Mesh,
+  *,
+  family: str = 'llama',
+  dtype: str = 'auto',
+) -> tuple[checkpoint.Model, Any]:
+  """A model to read or talk with: itself, and its parameters on the mesh.
+
+  Args:
+    source, family, dtype: see `checkpoint.load_model`; random weights are those
+      of seed 0.
+
+  Raises:
+    UserError: nothing is there, it is not whole, or the mesh does not fit it.
+  """
+  model = checkpoint.load_model(source, family=family, dtype=dtype)
+  sharding.check_fit(mesh, model.config, {})
+  params = place_params(
+    model.decoder, model.stored, param_shardings(model.decoder, mesh),
+    jax.random.key(0),
+  )  # fmt: skip
+  return model.without_params(), params
 
 
 def state_shardings(
@@ -71,12 +97,12 @@ def param_shardings(model: Decoder, mesh: jax.sharding.Mesh) -> Any:
 
 
 def place_params(model: Decoder, params: Any, shardings: Any, key: jax.Array):
-  """Global float32 parameters: `params` from the host, or None = random.
+  """Global float32 parameters: those of a model, or None = random.
 
   Random ones are made sharded, from `key`.
   """
   if params is not None:
-    return sharding.to_global(params, shardings)
+    return checkpoint.place(params, shardings)
 
   def init(key):
     tokens = jnp.zeros((1, 1, 2), jnp.int32)
@@ -141,6 +167,15 @@ def make_passes(
   return out, np.array(parts, np.int32)
 
 
+def cosine(a: Any, b: Any) -> jax.Array:
+  """Of two trees of one shape: float32 []; NaN if one of them is 0."""
+  norms = optax.tree.norm(a) * optax.tree.norm(b)
+  known = norms > 0
+  return jnp.where(
+    known, optax.tree.vdot(a, b) / jnp.where(known, norms, 1), jnp.nan
+  )
+
+
 def make_update(
   model: Decoder,
   tx: optax.GradientTransformation,
@@ -156,9 +191,10 @@ def make_update(
 
   `state` is donated. `measured` holds float32 scalars over the global batch
   and, under 'by_stream', float32 [n_streams]: token means (nats, or shares of
-  tokens), the distribution of |log-ratio| between sampler and trainer, and the
-  norm of each stream's own gradient, NaN where passes are not per stream. A
-  stream without tokens in the batch has NaN means.
+  tokens), the distribution of |log-ratio| between sampler and trainer, the norm
+  of each stream's own gradient, and its cosine with the sum of those before it:
+  of the last stream, with all others. These two are NaN where passes are not
+  per stream. A stream without tokens in the batch has NaN means and cosine.
   """
 
   def loss_fn(chosen, rest, batch):
@@ -238,26 +274,31 @@ def make_update(
       return grads, loss, sums, ratios
 
     def one_part(i, carry):
-      total, norms, *measured = carry
+      total, norms, cosines, *measured = carry
       grads, *measured = jax.lax.fori_loop(
         parts[i], parts[i + 1], one_pass, (zeros(), *measured)
       )
       norms = norms.at[i].set(optax.tree.norm(grads))
-      return jax.tree.map(jnp.add, total, grads), norms, *measured
+      cosines = cosines.at[i].set(cosine(grads, total))
+      total = jax.tree.map(jnp.add, total, grads)
+      return total, norms, cosines, *measured
 
-    grads, norms, loss, sums, ratios = jax.lax.fori_loop(
+    grads, norms, cosines, loss, sums, ratios = jax.lax.fori_loop(
       0,
       n_streams,
       one_part,
       (
         zeros(),
         jnp.zeros(n_streams),
+        jnp.zeros(n_streams),
         jnp.zeros(()),
         {name: jnp.zeros(n_streams) for name in _SUMS},
         jnp.full(batch.rollout.logprobs.shape, -1.0),
       ),
     )
-    norms = jnp.where(passes[0, 1] < 0, jnp.nan, norms)
+    norms, cosines = (
+      jnp.where(passes[0, 1] < 0, jnp.nan, x) for x in (norms, cosines)
+    )
     norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, chosen)
     params = optimizers.join(optax.apply_updates(chosen, updates), rest)
@@ -272,6 +313,7 @@ def make_update(
     by_stream |= {
       'tokens': sums['tokens'],
       'gradient': norms,
+      'cosine': cosines,
       'log_ratio_mean': jnp.nanmean(seen, axis=(1, 2, 3, 4)),
       'log_ratio_p95': jnp.nanpercentile(seen, 95, axis=(1, 2, 3, 4)),
       'log_ratio_max': jnp.nanmax(seen, axis=(1, 2, 3, 4)),

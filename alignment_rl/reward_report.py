@@ -62,12 +62,7 @@ class Reader:
 
 def load(source: str) -> Reader:
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
-  model = checkpoint.load_model(source, dtype='auto')
-  params = learner.place_params(
-    model.decoder, model.params, learner.param_shardings(model.decoder, mesh),
-    jax.random.key(0),
-  )  # fmt: skip
-  return Reader(model, params, mesh)
+  return Reader(*learner.load(source, mesh), mesh)
 
 
 # ------------------------------------------------------------------ the readers

@@ -74,7 +74,7 @@ def reward_train(config, workdir: str) -> None:
   # ------------------------------------------- state of the upper, trained part
   root = jax.random.key(config.seed)
   start = learner.place_params(
-    model.decoder, model.params,
+    model.decoder, model.stored,
     learner.param_shardings(model.decoder, mesh),
     jax.random.fold_in(root, Purpose.INIT),
   )  # fmt: skip

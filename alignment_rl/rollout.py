@@ -7,7 +7,6 @@ differentiates; `TextScorer` is the judge that rewards and benchmarks read with.
 """
 
 import copy
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -325,9 +324,15 @@ def cast_matrices(params, dtype):
 
   Once, before a loop: inside it every token would convert every weight.
   """
-  return jax.tree.map(
-    lambda w: w.astype(dtype) if w.ndim > 2 else w, params
-  ) | {'embed': params['embed'].astype(dtype)}
+  # Stacked over layers, a bias has an axis more too.
+  matrix = lambda path, w: w.ndim > 2 and not path[-1].key.endswith('_bias')
+  return jax.tree.map_with_path(
+    lambda path, w: w.astype(dtype) if matrix(path, w) else w, params
+  ) | {
+    name: params[name].astype(dtype)
+    for name in ('embed', 'lm_head')
+    if name in params
+  }
 
 
 def mean_hidden(
@@ -368,8 +373,7 @@ def cut(model: Decoder, params, layers: int):
   parts = []
   for part in (slice(0, layers), slice(layers, model.config.layers)):
     taken = jax.tree.map(lambda x, part=part: x[part], params['layers'])
-    size = len(range(*part.indices(model.config.layers)))
-    sizes = dataclasses.replace(model.config, layers=size)
+    sizes = model.config.part(part)
     parts.append((type(model)(sizes), params | {'layers': taken}))
   return parts
 

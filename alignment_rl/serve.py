@@ -22,7 +22,7 @@ import socket
 from absl import flags
 
 from alignment_rl import config as config_lib
-from alignment_rl import evaluate, serving, sharding, wire
+from alignment_rl import learner, serving, sharding, wire
 from alignment_rl.answering import Gone, Service
 from alignment_rl.errors import UserError
 from alignment_rl.wire import Problem
@@ -187,8 +187,8 @@ def main() -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
-  model, params = evaluate.load(
-    _FLAGS.checkpoint, _FLAGS.family, _FLAGS.dtype, mesh
+  model, params = learner.load(
+    _FLAGS.checkpoint, mesh, family=_FLAGS.family, dtype=_FLAGS.dtype
   )
   engine = serving.Engine(
     model.decoder, params, model.tokenizer, mesh, batch=_FLAGS.batch,

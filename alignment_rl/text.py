@@ -7,6 +7,7 @@ Only a template speaks in control tokens: what is said in a message, a reply or
 a criterion is text, also where it spells '<|im_end|>'.
 """
 
+import datetime
 import functools
 import json
 import pathlib
@@ -14,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import jinja2
+import jinja2.ext
 import jinja2.sandbox
 import numpy as np
 import tokenizers
@@ -29,6 +31,10 @@ CHATML = (
 
 _GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4
 _BYTE_SPECIALS = ('<|pad|>', '<|im_start|>', '<|im_end|>')
+# The day that templates hear of: runs that are resumed, or compared, on another
+# one read the same prompts.
+TODAY = datetime.datetime(2024, 7, 26)
+
 _DIGITS_THEN_BYTES = ('smollm', 'starcoder', 'refact', 'command-r')
 
 
@@ -95,6 +101,10 @@ class BPETokenizer:
     # has seen an end of text there.
     self.start_id = self.eos_ids[0] if start_id is None else start_id
     self.vocab_size = bpe.get_vocab_size()
+    # As published files and templates call them.
+    ids = {'eos_token': self.eos_ids[0], 'pad_token': pad_id}
+    ids |= {} if start_id is None else {'bos_token': start_id}
+    self.special = {name: bpe.id_to_token(i) for name, i in ids.items()}
 
   def encode(self, text: str, controls: bool = False) -> list[int]:
     bpe = self.bpe if controls else self._plain
@@ -121,18 +131,14 @@ class BPETokenizer:
     return self.bpe.decode([int(i) for i in ids], skip_special_tokens=True)
 
   def render(self, messages: Sequence[Message]) -> str:
-    return render_chat(self.template, messages)
+    return render_chat(self.template, messages, self.special)
 
   def save(self, folder: pathlib.Path) -> None:
     """Writes the files from which `from_folder` builds this again."""
     self.bpe.save(str(folder / 'tokenizer.json'))
-    token = self.bpe.id_to_token
-    config = {
+    config = self.special | {
       'tokenizer_class': 'PreTrainedTokenizerFast',
       'chat_template': self.template,
-      'bos_token': token(self.start_id),
-      'eos_token': token(self.eos_ids[0]),
-      'pad_token': token(self.pad_id),
     }
     (folder / 'tokenizer_config.json').write_text(json.dumps(config, indent=2))
     generation = {'eos_token_id': list(self.eos_ids)}
@@ -200,6 +206,8 @@ def from_folder(folder: pathlib.Path) -> 'BPETokenizer | ByteTokenizer':
   template = config.get('chat_template')
   if template is None and (folder / 'chat_template.jinja').exists():
     template = (folder / 'chat_template.jinja').read_text()
+  if isinstance(template, list):  # Several by name, such as one for tools.
+    template = {t['name']: t['template'] for t in template}.get('default')
   if template is None:
     raise UserError(
       f'{config_file} has no chat_template; add one, or use an instruct model'
@@ -228,8 +236,19 @@ def from_folder(folder: pathlib.Path) -> 'BPETokenizer | ByteTokenizer':
   )
 
 
-def render_chat(template: str, messages: Sequence[Message]) -> str:
+def render_chat(
+  template: str,
+  messages: Sequence[Message],
+  special: Mapping[str, str] | None = None,
+) -> str:
   """Runs a chat template, ending where the assistant's reply begins.
+
+  A template finds here what transformers gives it, but for the date, which is
+  always `TODAY`.
+
+  Args:
+    special: control strings by the name that templates know them by, such as
+      'bos_token'.
 
   Raises:
     UserError: the template refuses these messages.
@@ -238,13 +257,27 @@ def render_chat(template: str, messages: Sequence[Message]) -> str:
   def refuse(message):
     raise UserError(f'the chat template refuses the conversation: {message}')
 
+  def to_json(
+    x, ensure_ascii=False, indent=None, separators=None, sort_keys=False
+  ):
+    # Jinja's own escapes what a web page would read.
+    return json.dumps(
+      x, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+      sort_keys=sort_keys,
+    )  # fmt: skip
+
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True
+    trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
   )
+  environment.filters['tojson'] = to_json
   environment.globals['raise_exception'] = refuse
+  environment.globals['strftime_now'] = TODAY.strftime
   return environment.from_string(template).render(
     messages=[{'role': m.role, 'content': m.content} for m in messages],
+    tools=None,
+    documents=None,
     add_generation_prompt=True,
+    **(special or {}),
   )
 
 

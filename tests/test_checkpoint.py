@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from alignment_rl import checkpoint, learner, optimizers, sharding
+from alignment_rl import checkpoint, huggingface, learner, optimizers, sharding
 from alignment_rl.errors import UserError
 from alignment_rl.models import llama
 from alignment_rl.types import TrainState
@@ -97,7 +97,10 @@ def test_sharded_safetensors_without_a_part_names_the_part(folder):
   weight_map = {n: part for part, mine in parts.items() for n in mine}
   index = folder / 'model.safetensors.index.json'
   index.write_text(json.dumps({'weight_map': weight_map}))
-  found = llama.to_hf(load(str(folder)).params, llama.VARIANTS['tiny'])
+  sizes = llama.VARIANTS['tiny']
+  found = dict(
+    huggingface.tensors(load(str(folder)).params, llama.names(sizes), sizes)
+  )
   jax.tree.map(np.testing.assert_array_equal, found, tensors)
   (folder / 'b.safetensors').unlink()
   with pytest.raises(UserError, match=r'has no b\.safetensors'):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from alignment_rl import checkpoint, text
+from alignment_rl import checkpoint, huggingface, text
 from alignment_rl.errors import UserError
 from alignment_rl.models import llama
 from alignment_rl.types import Message
@@ -53,7 +53,7 @@ def write_gguf(path, model, *, architecture='llama', leave_out=()):
   if 'chat_template' not in leave_out:
     writer.add_chat_template(text.CHATML)
 
-  tensors = llama.to_hf(model.params, c)
+  tensors = dict(huggingface.tensors(model.params, llama.names(c), c))
   parts = {
     'input_layernorm': 'attn_norm',
     'self_attn.q_proj': 'attn_q',

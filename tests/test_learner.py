@@ -113,10 +113,13 @@ def plain(tiny, one_device, batch):
   return apply(tiny, one_device, batch)
 
 
+ASKED_APART = 'gradient', 'cosine'
+
+
 def without_gradients(measured):
-  """All but the norms of the streams' gradients, which are asked for apart."""
+  """All but what is said of a stream's gradient, which is asked for apart."""
   streams = measured['by_stream']
-  kept = {k: v for k, v in streams.items() if k != 'gradient'}
+  kept = {k: v for k, v in streams.items() if k not in ASKED_APART}
   return measured | {'by_stream': kept}
 
 
@@ -150,15 +153,37 @@ def test_passes_by_stream_equal_one_pass(
   )
   assert_close(params, plain[0])
   assert_close(without_gradients(measured), without_gradients(plain[1]))
-  assert np.isnan(plain[1]['by_stream']['gradient']).all()
-  norms = measured['by_stream']['gradient']
+  for name in ASKED_APART:
+    assert np.isnan(plain[1]['by_stream'][name]).all()
+  norms, cosines = (measured['by_stream'][name] for name in ASKED_APART)
+  norm_of = lambda rows: apply(
+    tiny, one_device,
+    batch.replace(weights=batch.weights * rows[:, None, None]),
+  )[1]['gradient_norm']  # fmt: skip
   for stream in range(N_STREAMS):
-    alone = batch.replace(
-      weights=batch.weights * (batch.stream == stream)[:, None, None]
-    )
-    _, apart = apply(tiny, one_device, alone)
-    assert norms[stream] == pytest.approx(apart['gradient_norm'], rel=1e-4)
+    alone = norm_of(batch.stream == stream)
+    assert norms[stream] == pytest.approx(alone, rel=1e-4)
+    if stream in (1, 3):
+      # |a + b|^2 = |a|^2 + |b|^2 + 2 |a| |b| cos, where b are those before.
+      before, both = (
+        norm_of(batch.stream < stream), norm_of(batch.stream <= stream)
+      )  # fmt: skip
+      cosine = (both**2 - alone**2 - before**2) / (2 * alone * before)
+      assert cosines[stream] == pytest.approx(cosine, abs=1e-4)
   assert norms[2] == 0 and (norms[[0, 1, 3]] > 1e-3).all()
+  # Nothing is before the first, and stream 2 has nothing.
+  assert (
+    np.isnan(cosines[[0, 2]]).all() and (np.abs(cosines[[1, 3]]) > 1e-3).all()
+  )
+
+
+def test_cosine_of_two_gradients():
+  # Over both leaves (3, 4, 0) and (0, -2, 24): -8 over 5 and the root of 580.
+  a = {'x': jnp.array([[3.0, 4.0]]), 'y': jnp.array(0.0)}
+  b = {'x': jnp.array([[0.0, -2.0]]), 'y': jnp.array(24.0)}
+  assert learner.cosine(a, b) == pytest.approx(-8 / (5 * 580**0.5), rel=1e-6)
+  assert learner.cosine(a, a) == pytest.approx(1, rel=1e-6)
+  assert np.isnan(learner.cosine(a, jax.tree.map(jnp.zeros_like, a)))
 
 
 def test_make_passes_reads_each_micro_batch_once_or_once_a_stream():
@@ -343,7 +368,7 @@ def test_measurements_equal_those_by_hand(tiny, one_device, batch, plain):
       'log_ratio_max': away.max(),
       'log_ratio_outside': ((ratio < 0.9) | (ratio > 1.1))[real].mean(),
     }
-    found = {k: v[stream] for k, v in measured.items() if k != 'gradient'}
+    found = {k: v[stream] for k, v in measured.items() if k in expected}
     assert found == pytest.approx(expected, rel=1e-4)
     assert stream == 1 or expected['clip_fraction'] > 0
   absent = {k: v[2] for k, v in measured.items() if k != 'tokens'}

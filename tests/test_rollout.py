@@ -245,3 +245,17 @@ def test_mean_hidden_sees_nothing_beyond_the_lengths(tiny, prompts):
   np.testing.assert_array_equal(one, two)
   shorter = score(tiny.params, tokens, prompt_lengths, replies, lengths * 0 + 1)
   assert ((one == shorter).all(-1) == (lengths == 1)).all()
+
+
+def test_decoding_narrows_matrices_and_nothing_else(make_tiny):
+  tiny = make_tiny('qwen', tied=False, qkv_bias=True)
+  narrow = rollout.cast_matrices(tiny.params, jnp.bfloat16)
+  wide = {
+    path[-1].key
+    for path, w in jax.tree.leaves_with_path(narrow)
+    if w.dtype == jnp.float32
+  }
+  assert wide == {
+    'attention_norm', 'mlp_norm', 'final_norm', 'value_head', 'q_norm',
+    'k_norm', 'q_bias', 'k_bias', 'v_bias',
+  }  # fmt: skip

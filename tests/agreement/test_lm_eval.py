@@ -112,12 +112,10 @@ def test_the_scorer_of_the_benchmarks_reads_the_same(
   both, name, checkpoint_folder
 ):
   """What `evaluate` reads choices with, on lm-eval's prompts."""
-  from alignment_rl import evaluate, rollout, sharding
+  from alignment_rl import learner, rollout, sharding
 
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
-  model, params = evaluate.load(
-    str(checkpoint_folder), 'llama', 'float32', mesh
-  )
+  model, params = learner.load(str(checkpoint_folder), mesh, dtype='float32')
   scorer = rollout.TextScorer(
     model.decoder, params, model.tokenizer, mesh, coarse=True
   )
