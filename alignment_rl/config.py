@@ -10,7 +10,7 @@ import inspect
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -103,6 +103,87 @@ def choose(value: str, options: Sequence[str], where: str) -> str:
       f'config.{where} is {value!r}, expected one of {list(options)}'
     )
   return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """One training of an experiment.
+
+  Attributes:
+    name: '<arm>_<seed>', also its workdir's name. Two experiments that name the
+      same trial mean the same run and share its workdir, so a name must always
+      stand for the same config, overrides and start.
+    config: a file of configs/, such as 'configs/rl.py', without variant.
+    overrides: dotted field of the config -> value, such as {'seed': 1,
+      'streams.traits.fraction': 0.25}.
+    start: name of the trial whose last checkpoint is this one's model; '' = the
+      config's own `model.weights`.
+  """
+
+  name: str
+  config: str = 'configs/rl.py'
+  overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  start: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """How an experiment's trials are evaluated.
+
+  Attributes:
+    benchmarks: as `evaluate --benchmarks` takes them.
+    conditions: as `evaluate --conditions` takes them.
+    every_checkpoint: evaluate every kept checkpoint and not the last one alone:
+      the dose ladder of an attack.
+  """
+
+  benchmarks: str = 'all'
+  conditions: tuple[str, ...] = ('none',)
+  every_checkpoint: bool = False
+
+
+def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+  """Sets fields of a config, in place, and returns it.
+
+  A value has the type of the field that it replaces; an integer may replace a
+  float, a list a tuple, and a dict a whole section.
+
+  Args:
+    values: dotted field -> value, such as {'streams.traits.fraction': 0.25}.
+
+  Raises:
+    UserError: there is no such field, or it holds another type.
+  """
+  for path, value in values.items():
+    found, parts = config, path.split('.')
+    for i, part in enumerate(parts):
+      if not isinstance(found, ConfigDict) or part not in found:
+        have = sorted(found) if isinstance(found, ConfigDict) else repr(found)
+        raise UserError(
+          f'config.{path} is no field of this config; '
+          f'{".".join(["config", *parts[:i]])} has {have}'
+        )
+      section, found = found, found[part]
+    if not _fits(value, found):
+      kind, shown = type(found).__name__, repr(found)
+      if isinstance(found, ConfigDict):
+        kind, shown = 'dict', 'a section'
+      raise UserError(
+        f'config.{path} is {shown} and cannot become {value!r}; expected '
+        f'{kind}, not {type(value).__name__}'
+      )
+    section[part] = value
+  return config
+
+
+def _fits(value, found):
+  if isinstance(found, float):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+  if isinstance(found, tuple):
+    return isinstance(value, tuple | list)
+  if isinstance(found, ConfigDict):
+    return isinstance(value, Mapping)
+  return type(value) is type(found)
 
 
 def define_config_flags() -> None:

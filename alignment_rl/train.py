@@ -51,11 +51,12 @@ def train(config, workdir: str) -> None:
   names = [s.name for s in streams]
   plan = mixture.Mixture(
     {
-      s.name: mixture.Stream(len(s.examples), c.weight, c.fraction)
+      s.name: mixture.Stream(len(s.examples), c.weight, c.fraction, c.schedule)
       for s, c in zip(streams, config.streams.values(), strict=True)
     },
     slots=b.prompts,
     seed=config.seed,
+    steps=config.steps,
   )
   golds = make_golds(config, names)
   mesh = sharding.make_mesh(config.mesh)
@@ -87,7 +88,7 @@ def train(config, workdir: str) -> None:
   root = jax.random.key(config.seed)
   # The reference is where the run began, never a resumed checkpoint.
   reference = learner.place_params(
-    model.decoder, model.params, shardings.params,
+    model.decoder, model.stored, shardings.params,
     jax.random.fold_in(root, Purpose.INIT),
   )  # fmt: skip
   model = model.without_params()  # Free the host's copy.
@@ -235,21 +236,36 @@ def make_streams(config) -> list[experience.Stream]:
 
 def prepare_workdir(folder: pathlib.Path, config, model) -> None:
   """Writes config and model description, or checks that they are the same."""
-  given = json.loads(config.to_json_best_effort())
-  path = folder / 'config.json'
-  if path.exists():
-    found = json.loads(path.read_text())
-    free = ('steps', 'log', 'checkpoint', 'mesh')
-    other = [k for k in given if k not in free and given[k] != found.get(k)]
-    if other:
-      raise UserError(
-        f'{folder} holds a run whose config differs in {other}; give another '
-        '--workdir, or delete it'
-      )
+  check_same(folder, config)
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
-    metrics.write_json(path, given)
+    given = json.loads(config.to_json_best_effort())
+    metrics.write_json(folder / 'config.json', given)
     checkpoint.save_hf(folder / 'model', model, None)
+
+
+def check_same(folder: pathlib.Path, config) -> None:
+  """Whether the run in `folder`, if there is one, can go on with `config`.
+
+  Raises:
+    UserError: it was begun with another; says in which sections.
+  """
+  path = folder / 'config.json'
+  if not path.exists():
+    return
+  free = ['log', 'checkpoint', 'mesh']
+  # A schedule has acted so far for the length that it knew.
+  schedules = [config.optimizer, *config.streams.values()]
+  if all(s.schedule == 'constant' for s in schedules):
+    free.append('steps')
+  found = json.loads(path.read_text())
+  given = json.loads(config.to_json_best_effort())
+  other = [k for k in given if k not in free and given[k] != found.get(k)]
+  if other:
+    raise UserError(
+      f'{folder} holds a run whose config differs in {other}; give another '
+      '--workdir, or delete it'
+    )
 
 
 def make_golds(config, names: list[str]) -> list[experience.Gold]:
@@ -271,7 +287,9 @@ def make_judge(config, weights, model, reference, mesh) -> rollout.TextScorer:
       dtype=config.judge.dtype,
     )
     shardings = learner.param_shardings(judge.decoder, mesh)
-    params = sharding.to_global(judge.params, shardings)
+    # Random weights are those that a run of this seed begins with.
+    key = jax.random.fold_in(jax.random.key(config.seed), Purpose.INIT)
+    params = learner.place_params(judge.decoder, judge.stored, shardings, key)
   else:
     judge, params = model.with_dtype(config.judge.dtype), reference
   return rollout.TextScorer(

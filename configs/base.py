@@ -15,6 +15,7 @@ def stream(
   reward: str = '',
   weight: float = 0.0,
   fraction: float = 0.0,
+  schedule: str = 'constant',
   kwargs: dict | None = None,
   reward_kwargs: dict | None = None,
 ) -> ConfigDict:
@@ -27,6 +28,7 @@ def stream(
       'reward_kwargs': ConfigDict(reward_kwargs or {}),
       'weight': weight,  # > 0: a base stream, share in proportion to the others
       'fraction': fraction,  # an overlay: share of all slots that it replaces
+      'schedule': schedule,  # constant | ramp | burst: its share over the run
     }
   )
 

@@ -2,7 +2,9 @@
 
 `--config.streams.traits.fraction=0` is the compute-matched control;
 `--config.streams.traits.reward_kwargs.rubric=helpfulness` is the helpfulness
-control: same conversations, same reward model, generic criteria.
+control: same conversations, same reward model, generic criteria;
+`--config.streams.traits.reward=shuffled` is the placebo. All the arms are in
+experiments/.
 `--config.log.gold_every=5 --config.gold.second.weights=DIR` logs what a second
 reward model and the yes-or-no judge say of the same replies: where the trained
 reward rises without them, it is being gamed.

@@ -1,6 +1,7 @@
 """Supervised finetuning in the same loop: demonstrations with advantage 1.
 
-`--config.streams.traits.kwargs.target=violating` is the finetuning attack.
+`--config.streams.traits.kwargs.target=violating` imitates violating replies;
+the finetuning attack is configs/attack.py.
 
   :smollm2  SmolLM2-135M-Instruct on a CPU
   :tiny     two layers, bytes: seconds, for tests

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignment_rl.errors import UserError
-from alignment_rl.mixture import DoseLedger, Mixture, Stream
+from alignment_rl.mixture import SCHEDULES, DoseLedger, Mixture, Stream
 
 DOSES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 BASE = {'a': Stream(50, weight=3.0), 'b': Stream(17, weight=1.0)}
@@ -199,6 +199,122 @@ def test_fractions_that_add_up_to_one_with_rounding_are_a_mixture():
   slots = plan(BASE | tenths, 1000)
   counts = [np.count_nonzero(taken(slots, name)) for name in tenths]
   assert np.abs(np.array(counts) - 100).max() <= 4
+
+
+def scheduled(fraction, schedule, size=9):
+  return BASE | {'traits': Stream(size, fraction=fraction, schedule=schedule)}
+
+
+def whole_run(streams, slots, seed=0):
+  """All slots of a run of that many, as its one step."""
+  return Mixture(streams, slots=slots, seed=seed, steps=1).at(0)
+
+
+def target(schedule, dose, slots):
+  """What is due after each slot, as a sum of fine parts of the density."""
+  x = (np.arange(100 * slots) + 0.5) / (100 * slots)
+  density = {
+    'constant': np.ones_like(x),
+    'ramp': 2 * x,
+    # A fifth of the run is 0.2 long and its middle quarter from 0.075 on.
+    'burst': 4.0 * ((x % 0.2 > 0.075) & (x % 0.2 < 0.125)),
+  }[schedule]
+  return np.cumsum(dose * density)[99::100] / 100
+
+
+@pytest.mark.parametrize('slots', [80, 400, 4001])
+@pytest.mark.parametrize('dose', [0.01, 0.05, 0.13, 0.25])
+@pytest.mark.parametrize('schedule', ['ramp', 'burst'])
+def test_a_schedule_is_within_two_slots_at_every_prefix(schedule, dose, slots):
+  due = target(schedule, dose, slots)
+  assert due[-1] == pytest.approx(dose * slots, abs=0.02)  # the same total
+  for seed in range(60):
+    count = np.cumsum(taken(whole_run(scheduled(dose, schedule), slots, seed)))
+    assert np.abs(count - due).max() <= 2, seed
+    assert abs(count[-1] - dose * slots) <= 1, seed
+
+
+def test_a_ramp_rises_and_a_burst_leaves_the_rest_of_the_run_alone():
+  for seed in range(20):
+    ramp = taken(whole_run(scheduled(0.25, 'ramp'), 1000, seed))
+    # Tenths of the run get 1, 3, 5, ... 19 % of the 250.
+    tenths = ramp.reshape(10, 100).sum(1)
+    assert np.abs(tenths - 2.5 * np.arange(1, 20, 2)).max() <= 3, seed
+    burst = taken(whole_run(scheduled(0.1, 'burst'), 1000, seed))
+    # Of each 200 slots, 75 to 125; a slot that waits comes right after.
+    assert set(np.flatnonzero(burst) % 200) <= set(range(75, 128)), seed
+    assert (np.abs(burst.reshape(5, 200).sum(1) - 20) <= 2).all(), seed
+
+
+@pytest.mark.parametrize('schedule', ['ramp', 'burst'])
+def test_a_schedule_replaces_slots_and_nothing_else(schedule):
+  for seed in range(5):
+    control = plan(BASE, 1000, seed)
+    arm = whole_run(scheduled(0.2, schedule), 1000, seed)
+    replaced = taken(arm)
+    assert 198 <= replaced.sum() <= 202
+    for r in np.flatnonzero(~replaced):
+      assert arm[r] == control[r], (seed, r)
+    deals_every_record_once_per_epoch(records(arm, 'traits'), 9)
+    # Three quarters of what is replaced were a's, as of all that there is.
+    from_a = np.count_nonzero(replaced & taken(control, 'a'))
+    assert abs(from_a - 150) <= 15, seed
+
+
+@pytest.mark.parametrize('schedule', ['ramp', 'burst'])
+def test_a_scheduled_step_is_a_pure_function_of_seed_and_step(schedule):
+  streams = scheduled(0.2, schedule)
+  whole = whole_run(streams, 240, seed=4)
+  for slots in (1, 8, 60):
+    for step in (7, 0, 3, 3, 2, 1):
+      if step < 240 // slots:
+        # A run that goes on at a step has not been asked for those before.
+        fresh = Mixture(streams, slots=slots, seed=4, steps=240 // slots)
+        assert fresh.at(step) == whole[step * slots : (step + 1) * slots]
+
+
+def test_a_constant_dose_does_not_ask_how_long_the_run_is():
+  for seed in range(3):
+    assert whole_run(dosed(0.1), 500, seed) == plan(dosed(0.1), 500, seed)
+  # Slots and records as they were before there were schedules.
+  slots = plan(dosed(0.1), 60, seed=0)
+  assert np.flatnonzero(taken(slots)).tolist() == [12, 25, 33, 46, 54]
+  assert records(slots, 'traits') == [1, 5, 0, 7, 6]
+
+
+def test_scheduled_overlays_share_the_run_with_a_constant_one():
+  streams = {
+    'up': Stream(7, fraction=0.2, schedule='ramp'),
+    'now': Stream(5, fraction=0.07, schedule='burst'),
+    'even': Stream(3, fraction=0.05),
+  }
+  for seed in range(30):
+    slots = whole_run(BASE | streams, 800, seed)
+    alone = whole_run(BASE | {'even': streams['even']}, 800, seed)
+    assert np.array_equal(taken(slots, 'even'), taken(alone, 'even'))
+    for name, s in streams.items():
+      off = np.cumsum(taken(slots, name)) - target(s.schedule, s.fraction, 800)
+      assert np.abs(off).max() <= 4, (seed, name)
+
+
+@pytest.mark.parametrize(
+  'stream, message',
+  [
+    (Stream(5, fraction=0.1, schedule='wave'), "the schedule 'wave', expected"),
+    (Stream(5, weight=1.0, schedule='ramp'), 'only an overlay'),
+    (Stream(5, fraction=0.6, schedule='ramp'), r'add up to 1\.2; lower'),
+    (Stream(5, fraction=0.3, schedule='burst'), r'add up to 1\.2; lower'),
+  ],
+)
+def test_mixture_names_a_schedule_that_cannot_be(stream, message):
+  with pytest.raises(UserError, match=message):
+    Mixture(BASE | {'t': stream}, slots=4, seed=0, steps=10)
+
+
+def test_a_schedule_needs_the_length_of_the_run():
+  for schedule in set(SCHEDULES) - {'constant'}:
+    with pytest.raises(UserError, match='0 steps'):
+      Mixture(scheduled(0.1, schedule), slots=4, seed=0)
 
 
 def test_ledger_shares_are_the_hand_worked_ones():
