@@ -1,51 +1,18 @@
-"""What train and evaluate left in workdirs, as the arms of a report."""
+"""Runs as the arms of a report: who belongs together, who is compared."""
 
 import dataclasses
 import json
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from alignment_rl.errors import UserError
+from alignment_rl.workdirs import Run, Scores
 
-# What a benchmark may count as. The first is the one that a verdict is about.
-TABLES = ('alignment', 'judged', 'capability', 'responsiveness', 'diagnostic')
-REFUSALS = ('none', 'partial', 'full')
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-  """A line of a scores file.
-
-  Attributes:
-    score: in [0, 1]; None = unscored.
-    cluster: equal for items that share a source; None = shares none.
-    refused: one of REFUSALS; None = not labelled.
-  """
-
-  score: float | None
-  cluster: str | None
-  refused: str | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """What a workdir holds.
-
-  Attributes:
-    name: of the folder.
-    config: None for a model that was not trained here.
-    metrics: the lines of metrics.jsonl.
-    rollouts: of rollouts.jsonl.
-    results: benchmark -> its line of results.jsonl, with its table.
-    items: benchmark -> item id -> item.
-  """
-
-  name: str
-  config: dict | None
-  metrics: list[dict]
-  rollouts: list[dict]
-  results: dict[str, dict]
-  items: dict[str, dict[str, Item]]
+# Fields that say how a run is run and watched, not what is trained.
+OUTSIDE = ('seed', 'log.', 'checkpoint.', 'mesh.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,121 +23,31 @@ class Arm:
   runs: list[Run]
 
 
-def read_run(folder: pathlib.Path) -> Run:
-  """Reads a workdir.
-
-  Raises:
-    UserError: it does not exist, was not evaluated, or holds a broken file.
-  """
-  if not folder.is_dir():
-    raise UserError(
-      f'{folder} is no folder; give workdirs of `python -m alignment_rl.train`'
-    )
-  path = folder / 'evaluation' / 'results.jsonl'
-  results = {
-    line['benchmark']: {'table': TABLES[0]} | line for line in _lines(path)
-  }
-  if not results:
-    raise UserError(
-      f'{path} is missing or empty; run `python -m alignment_rl.evaluate '
-      f'--checkpoint={folder} --output={path.parent}` first'
-    )
-  for name, line in results.items():
-    if line['table'] not in TABLES:
-      raise UserError(
-        f'{path} has {name} in table {line["table"]!r}; expected one of '
-        f'{TABLES}'
-      )
-  return Run(
-    folder.resolve().name,
-    _config(folder / 'config.json'),
-    _lines(folder / 'metrics.jsonl', growing=True),
-    _lines(folder / 'rollouts.jsonl', growing=True),
-    results,
-    {name: _items(folder, name) for name in results},
-  )
-
-
-def _config(path):
-  if not path.exists():
-    return None
-  try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except json.JSONDecodeError:
-    raise UserError(f'{path} is no JSON; train again, or remove it') from None
-
-
-def _items(folder, benchmark):
-  path = folder / f'evaluation/scores/{benchmark.replace("/", "__")}.jsonl'
-  lines = _lines(path)
-  if not all({'id', 'score'} <= line.keys() for line in lines):
-    raise UserError(
-      f'{path} has lines without id and score; evaluate {folder} again'
-    )
-  out = {
-    x['id']: Item(x['score'], x.get('cluster'), x.get('refused')) for x in lines
-  }
-  if not lines or len(out) < len(lines):
-    raise UserError(
-      f'{path} has {len(lines)} lines and {len(out)} different ids, '
-      f'expected a line for each item; evaluate {folder} again'
-    )
-  for name, item in out.items():
-    if not isinstance(item.cluster, str | None):
-      raise UserError(
-        f'{path} has {name} in cluster {item.cluster!r}; expected text'
-      )
-    if item.refused not in (None, *REFUSALS):
-      raise UserError(
-        f'{path} has {name} refused = {item.refused!r}; expected one of '
-        f'{REFUSALS}, or no label'
-      )
-  return out
-
-
-def _lines(path, growing=False):
-  """Records of a JSONL file, none if it is absent; NaN and infinity are None.
-
-  A `growing` file may end in half a line, which a run is writing.
-  """
-  text = path.read_text(encoding='utf-8') if path.exists() else ''
-  lines = text.split('\n')
-  out = []
-  for number, line in enumerate(lines, 1):
-    try:
-      if line.strip():
-        out.append(json.loads(line, parse_constant=lambda name: None))
-    except json.JSONDecodeError:
-      if not growing or number < len(lines):
-        raise UserError(
-          f'line {number} of {path} is no JSON; write that file again'
-        ) from None
-  return out
-
-
 def as_arms(runs: list[Run]) -> list[Arm]:
   """Runs of one arm together: names equal but for a number, configs for a seed.
 
   'trait_0', 'trait-seed1' and 'trait_s2' are runs of 'trait' if their configs
-  differ in `seed`, and in nothing else.
+  differ in `seed`, and in nothing else; where a run begins from another of
+  these, in that one's seed too.
 
   Raises:
     UserError: two arms have one name, or seeds of one other benchmarks.
   """
   alike = {}
   for run in runs:
-    stem = re.sub(r'([-_.]?(seed)?|[-_.]s)[-_.]?\d+$', '', run.name)
     key = run.name
-    if stem and 'seed' in (run.config or {}):
-      key = stem, json.dumps(run.config | {'seed': None}, sort_keys=True)
+    if _stem(run.name) and 'seed' in (run.config or {}):
+      unseeded = json.dumps(_without_seed(run, runs), sort_keys=True)
+      key = _stem(run.name), unseeded
     alike.setdefault(key, []).append(run)
   arms = []
   for key, group in alike.items():
     if len(group) == 1 or len({r.config['seed'] for r in group}) < len(group):
       arms += [Arm(run.name, [run]) for run in group]
       continue
-    counts = {run.name: len(run.results) for run in group}
-    if any(run.results.keys() != group[0].results.keys() for run in group):
+    names = [run.last.results.keys() for run in group]
+    counts = {r.name: len(found) for r, found in zip(group, names, strict=True)}
+    if any(found != names[0] for found in names):
       raise UserError(
         f'these are seeds of one arm and have different benchmarks, {counts} '
         'of them; evaluate all on the same'
@@ -182,6 +59,88 @@ def as_arms(runs: list[Run]) -> list[Arm]:
       f'arms are called {names}; expected different names, rename a folder'
     )
   return arms
+
+
+def _stem(name):
+  return re.sub(r'([-_.]?(seed)?|[-_.]s)[-_.]?\d+$', '', name)
+
+
+def _without_seed(run, runs):
+  config = run.config | {'seed': None}
+  began = start(run, runs)
+  if began and (began.config or {}).get('seed') == run.config['seed']:
+    config['model'] = config['model'] | {'weights': _stem(began.name)}
+  return config
+
+
+def start(run: Run, runs: Sequence[Run]) -> Run | None:
+  """The one of `runs` whose last checkpoint `run` began from."""
+  weights = ((run.config or {}).get('model') or {}).get('weights')
+  if not weights:
+    return None
+  name = pathlib.PurePath(weights).name
+  for other in runs:
+    if other is not run and (
+      (other.config and other.name == name)
+      or other.last['checkpoint'] == weights
+    ):
+      return other
+  return None
+
+
+def flat(config: Mapping, prefix: str = '') -> dict[str, object]:
+  """{'a': {'b': 1}} as {'a.b': 1}."""
+  out = {}
+  for key, value in config.items():
+    inner = isinstance(value, dict) and value
+    out |= flat(value, f'{prefix}{key}.') if inner else {prefix + key: value}
+  return out
+
+
+def differing(one: Arm, other: Arm) -> set[str]:
+  """Fields in which what two arms train differs, their seeds left aside."""
+  a, b = (flat(arm.runs[0].config or {}) for arm in (one, other))
+  none = object()
+  return {
+    key
+    for key in a.keys() | b.keys()
+    if a.get(key, none) != b.get(key, none) and not key.startswith(OUTSIDE)
+  }
+
+
+def score_table(
+  scores: Sequence[Scores], benchmark: str, ids: Sequence[str]
+) -> np.ndarray:
+  """float64 [S, n] of items in S evaluations; NaN = unscored or absent."""
+  items = [s.items.get(benchmark, {}) for s in scores]
+  score = lambda mine, i: mine[i].score if i in mine else None
+  return np.array([[score(mine, i) for i in ids] for mine in items], float)
+
+
+def item_ids(scores: Sequence[Scores], benchmark: str) -> list[str]:
+  """The items that any of these evaluations has."""
+  return sorted(set().union(*(s.items.get(benchmark, ()) for s in scores)))
+
+
+def clusters(
+  scores: Sequence[Scores], benchmark: str, ids: Sequence[str]
+) -> list[int]:
+  """A number for each item, equal where items share a source.
+
+  Raises:
+    UserError: an item has two sources.
+  """
+  source = {}
+  for one in scores:
+    for name, item in one.items.get(benchmark, {}).items():
+      if source.setdefault(name, item.cluster) != item.cluster:
+        raise UserError(
+          f'item {name} of {benchmark} is in cluster {item.cluster!r} and '
+          f'{source[name]!r}; evaluate all arms with the same code'
+        )
+  numbers = {}
+  own = lambda i: (i, None) if source[i] is None else (None, source[i])
+  return [numbers.setdefault(own(i), len(numbers)) for i in ids]
 
 
 def partners(arm: Arm, control: Arm) -> list[tuple[Run, Run]]:

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from alignment_rl import arms as arms_lib
-from alignment_rl import report, suite
+from alignment_rl import page as page_lib
+from alignment_rl import report, suite, workdirs
 
 ATTACK = '</script><script>alert(1)</script><!--<script><img src=x onerror=f()>'
 
@@ -317,6 +318,48 @@ def test_runs_that_differ_in_seed_alone_are_one_arm(tmp_path, capsys):
   assert 'seeds ±25.0' in page
 
 
+def test_differences_as_small_as_those_of_seeds_say_so(tmp_path, capsys):
+  control = seeds(tmp_path, 'control', [0.25, 0.5], fraction=0.0)
+  near = seeds(tmp_path, 'near', [0.5, 0.625], fraction=0.1)
+  far = seeds(tmp_path, 'far', [0.75, 1.0], fraction=0.2)
+  folders = [*control, *near, *far]
+  assert run(tmp_path / 'r.html', *folders, control='control') == 0
+  # near is 18.75 points ahead, far 50, and the control's seeds 25 apart.
+  first, second = capsys.readouterr().out.splitlines()[:2]
+  assert first.startswith('near: ')
+  assert first.endswith('; inside what the seeds of control alone show')
+  assert second.startswith('far: ') and 'inside' not in second
+  # On each of two benchmarks, beside each of two differences.
+  assert read(tmp_path).count(']seed noise') == 2
+  rows = csv_rows(tmp_path / 'r.csv')
+  assert float(rows['near', 'a/x']['noise_floor']) == 0.25
+
+
+def test_a_difference_that_reads_zero_has_no_colour(tmp_path):
+  control = make_arm(tmp_path / 'base', {'a/x': [0.5] * 8, 'a/y': [0.5] * 8})
+  arm = make_arm(
+    tmp_path / 'traits', {'a/x': [0.5004] * 8, 'a/y': [0.4] * 8}
+  )  # fmt: skip
+  run(tmp_path / 'r.html', control, arm)
+  page = (tmp_path / 'r.html').read_text()
+  cells = re.findall(r'<td class="difference ([^"]*)" data-v="([^"]*)"', page)
+  classes = {round(float(v), 4): set(names.split()) for names, v in cells}
+  assert classes == {0.0004: {'sure'}, -0.1: {'down', 'sure'}}
+
+
+def test_verdict_has_items_as_the_unit_too(tmp_path):
+  """Five benchmarks are too few for an interval, their 15 items are not."""
+  names = [f'a/{i}' for i in range(5)]
+  score = lambda base: {n: [base, base, base + 0.25] for n in names}
+  control = make_arm(tmp_path / 'base', score(0.25))
+  arm = make_arm(tmp_path / 'traits', score(0.5))
+  run(tmp_path / 'r.html', control, arm)
+  assert (
+    'Over 15 items of these benchmarks, as the unit: +25.0 points '
+    '[+25.0, +25.0], p <0.001'
+  ) in read(tmp_path)
+
+
 def test_an_interval_over_seeds_says_what_it_leaves_out(tmp_path):
   """One trained control for both runs; an untrained one has no seed."""
   traits = seeds(tmp_path, 'traits', [0.5, 0.75])
@@ -389,7 +432,7 @@ def test_doses_are_arms_of_their_own(tmp_path):
 def test_names_of_runs(tmp_path, name, arm):
   """The number at the end goes, and what stands for 'seed' before it."""
   runs = [
-    arms_lib.read_run(make_arm(tmp_path / x, {'a/x': [0.5]}, seed=i))
+    workdirs.read_run(make_arm(tmp_path / x, {'a/x': [0.5]}, seed=i))
     for i, x in enumerate((name, f'{arm}_99'))
   ]
   (found,) = arms_lib.as_arms(runs)
@@ -398,7 +441,7 @@ def test_names_of_runs(tmp_path, name, arm):
 
 def test_one_seed_twice_is_two_arms(tmp_path):
   runs = [
-    arms_lib.read_run(make_arm(tmp_path / x, {'a/x': [0.5]}, seed=3))
+    workdirs.read_run(make_arm(tmp_path / x, {'a/x': [0.5]}, seed=3))
     for x in ('trait_0', 'trait_1')
   ]
   assert [a.name for a in arms_lib.as_arms(runs)] == ['trait_0', 'trait_1']
@@ -458,7 +501,7 @@ def test_unknown_table_is_refused(tmp_path, capsys):
 
 
 def test_tables_are_those_of_the_suite():
-  assert arms_lib.TABLES == suite.TABLES
+  assert workdirs.TABLES == suite.TABLES
 
 
 def test_page_of_the_control_alone(tmp_path):
@@ -520,9 +563,9 @@ def test_rollouts_beyond_the_limit_are_counted_and_streams_share_the_room(
 def test_rollouts_of_two_arms_are_the_same_ones():
   one = [group(i, key=i, text='a') for i in range(300)]
   two = [group(i, key=i, text='b') for i in range(300)]
-  ids = lambda groups: [g['id'] for g in report.pick(groups)]
+  ids = lambda groups: [g['id'] for g in page_lib.pick(groups)]
   assert ids(one) == ids(two)
-  assert len(ids(one)) == report.GROUPS
+  assert len(ids(one)) == page_lib.GROUPS
 
 
 def test_arm_without_a_benchmark_of_the_control_has_no_difference(tmp_path):

@@ -1,0 +1,362 @@
+"""Does it last under training against it? Levels and changes along an attack.
+
+An attack is finetuning on violating replies, or RL with the reward turned
+round, on where other arms ended. The same with none of that in its slots is the
+attack's own control: what is left after taking it away is net. Whether an
+attack spills over from its domain in the control arm comes first: where nothing
+spills over, no arm can be shown to keep it out.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+
+from alignment_rl import contrasts, curves
+from alignment_rl.arms import OUTSIDE, Arm, flat, partners, start
+from alignment_rl.contrasts import Estimate
+from alignment_rl.errors import UserError
+from alignment_rl.figures import Figure, Number, Plot, Point, Series
+from alignment_rl.transfer import domain
+from alignment_rl.wording import interval, listed, percent, said
+from alignment_rl.workdirs import Scores
+
+CHANGE, NET = 'change', 'net change'
+
+
+@dataclasses.dataclass(frozen=True)
+class Attacked:
+  """An arm along an attack; estimates are by side and step.
+
+  Attributes:
+    began: the arm that it was before; None if that was not evaluated.
+    share: of the slots that attack.
+    levels: mean scores; step 0 is before the attack.
+    moved: CHANGE is the score minus that before, NET minus that under the same
+      attack with a share of 0; each where there is such a score.
+    against: the same minus the control's, at the last step.
+  """
+
+  arm: Arm
+  began: Arm | None
+  share: float
+  levels: dict[str, dict[int, Estimate]]
+  moved: dict[str, dict[str, dict[int, Estimate]]]
+  against: dict[str, dict[str, Estimate]]
+
+  @property
+  def sharpest(self) -> str:
+    """Of what moved, that which tells most; '' if nothing is known."""
+    return NET if NET in self.moved else CHANGE if CHANGE in self.moved else ''
+
+
+def hostile(config: Mapping) -> dict[str, dict]:
+  """Streams that train against the traits, by name, at whatever share."""
+  sft = (config.get('algorithm') or {}).get('name') == 'sft'
+  return {
+    name: stream
+    for name, stream in (config.get('streams') or {}).items()
+    if (
+      (stream.get('kwargs') or {}).get('target') == 'violating'
+      if sft
+      else stream.get('reward') == 'inverted'
+    )
+  }
+
+
+def attacked_arms(arms: Sequence[Arm]) -> list[Arm]:
+  """Arms that are others under attack.
+
+  RL towards a violated trait from the common start is an arm like others, if it
+  is not what others here go through.
+  """
+  runs = [run for arm in arms for run in arm.runs]
+  groups = {}
+  for arm in arms:
+    if hostile(arm.runs[0].config or {}):
+      groups.setdefault(_attack(arm), []).append(arm)
+  return [
+    arm
+    for group in groups.values()
+    if any(_continues(arm.runs[0], runs) for arm in group)
+    for arm in group
+  ]
+
+
+def _continues(run, runs):
+  began = start(run, runs)
+  trained = began is not None and began.config is not None
+  return trained or run.config['algorithm']['name'] == 'sft'
+
+
+def _attack(arm):
+  """What is the same for all arms under one attack, at any share."""
+  config = arm.runs[0].config
+  aside = {'model.weights'}
+  aside |= {f'streams.{name}.fraction' for name in hostile(config)}
+  kept = {
+    key: value
+    for key, value in flat(config).items()
+    if key not in aside and not key.startswith(OUTSIDE)
+  }
+  return json.dumps(kept, sort_keys=True)
+
+
+def _share(arm):
+  """Of all slots, those of hostile streams."""
+  config = arm.runs[0].config
+  streams = config['streams'].values()
+  base = sum(s.get('weight') or 0 for s in streams)
+  free = 1 - sum(s.get('fraction') or 0 for s in streams)
+  return sum(
+    s['weight'] / base * free if s.get('weight') else s.get('fraction') or 0
+    for s in hostile(config).values()
+  )
+
+
+def sides(arm: Arm) -> dict[str, contrasts.Keep]:
+  """'in DOMAIN' and 'outside' -> the items there, of the verdict's table."""
+  streams = hostile(arm.runs[0].config).values()
+  domains = sorted({d for s in streams for d in s['kwargs']['domains']})
+  inside = lambda line, i: domain(line, i) in domains
+  return {
+    f'in {listed(domains)}': lambda line, i: (
+      contrasts.in_table(line, i) and inside(line, i)
+    ),
+    'outside': lambda line, i: (
+      contrasts.in_table(line, i) and not inside(line, i)
+    ),
+  }
+
+
+def _before(arm, others):
+  """The arm that an attacked one began from, and run -> its scores there."""
+  runs = [run for other in others for run in other.runs]
+  began = {run.name: start(run, runs) for run in arm.runs}
+  if not all(began.values()):
+    return None, {}
+  names = {run.name for run in began.values()}
+  for other in others:
+    if names <= {run.name for run in other.runs}:
+      return other, {name: run.last for name, run in began.items()}
+  return None, {}
+
+
+def _origin(arm, others):
+  began, _ = _before(arm, others)
+  return began.name if began else arm.runs[0].config['model']['weights']
+
+
+def follow(
+  arm: Arm,
+  others: Sequence[Arm],
+  steps: Sequence[int],
+  versus: Arm | None = None,
+  group: Sequence[Arm] = (),
+) -> Attacked:
+  """An arm along its attack.
+
+  Args:
+    others: arms that it may have begun from.
+    steps: rising; all its runs were evaluated there.
+    versus: the control under the same attack at the same share; None where
+      there is none, or it is the arm.
+    group: arms under this attack at any share.
+  """
+  began, before = _before(arm, others)
+  first = lambda run: [(1.0, before[run.name])]
+  levels, moved, against = {}, {}, {}
+  mine = _bases(arm, others, steps, group)
+  theirs = _bases(versus, others, steps, group) if versus else {}
+  for side, keep in sides(arm).items():
+    levels[side] = {0: contrasts.alone(arm, first, keep)} if began else {}
+    levels[side] |= {s: contrasts.alone(arm, _at(s), keep) for s in steps}
+    for what, base in mine.items():
+      moved.setdefault(what, {})[side] = {
+        s: contrasts.alone(arm, _at(s, base[s]), keep) for s in steps
+      }
+      if what in theirs:
+        last = _at(steps[-1], base[steps[-1]] | theirs[what][steps[-1]])
+        against.setdefault(what, {})[side] = contrasts.against(
+          arm, versus, last, keep
+        )
+  return Attacked(arm, began, _share(arm), levels, moved, against)
+
+
+def _at(step: int, base: Mapping[str, Scores] | None = None) -> contrasts.Of:
+  """Terms of the score at a step, minus a base's where there is one."""
+  minus = lambda run: [(-1.0, base[run.name])] if base is not None else []
+  return lambda run: [(1.0, run.steps[step]), *minus(run)]
+
+
+def _bases(arm, others, steps, group):
+  """CHANGE and NET -> step -> run -> what its score is measured from."""
+  out = {}
+  began, before = _before(arm, others)
+  if began:
+    out[CHANGE] = {step: before for step in steps}
+  for other in group:
+    if (
+      _share(arm)
+      and not _share(other)
+      and _origin(other, others) == _origin(arm, others)
+    ):
+      pairs = partners(arm, other)
+      out[NET] = {s: {a.name: b.steps[s] for a, b in pairs} for s in steps}
+  return out
+
+
+def figures(
+  attacked: Sequence[Arm], others: Sequence[Arm], control: Arm
+) -> list[Figure]:
+  """A figure for each attack, with all its shares.
+
+  Args:
+    attacked: of `attacked_arms`.
+    others: the arms they may have begun from.
+
+  Raises:
+    UserError: arms under one attack share no step.
+  """
+  same = {}
+  for arm in attacked:
+    same.setdefault(_attack(arm), []).append(arm)
+  return [_figure(group, others, control) for group in same.values()]
+
+
+def _figure(group, others, control):
+  runs = [run for arm in group for run in arm.runs]
+  steps = sorted(set.intersection(*(set(run.steps) for run in runs)) - {0})
+  if not steps:
+    names = [run.name for run in runs]
+    raise UserError(
+      f'{names} are under one attack and were evaluated at no common step; '
+      'evaluate them at the same checkpoints'
+    )
+  under = {_share(a): a for a in group if _origin(a, others) == control.name}
+  found = [
+    follow(arm, others, steps, None if arm is versus else versus, group)
+    for arm in sorted(group, key=_share, reverse=True)
+    for versus in [under.get(_share(arm))]
+  ]
+  sft = group[0].runs[0].config['algorithm']['name'] == 'sft'
+  way = 'finetuning on violating replies' if sft else 'RL with a turned reward'
+  return Figure(
+    'attack',
+    f'Attack: {way}',
+    'Mean score over the alignment benchmarks, in the domain that the attack '
+    'knows and outside; the percentage is the share of slots that attack. '
+    f'Step 0 is before. {CHANGE.capitalize()}: the score minus that before. '
+    f'{NET.capitalize()}: minus that after as many steps of the same with a '
+    'share of 0 %. Arms start at different heights: read levels beside '
+    'changes.',
+    list(_sentences(found, others, control, steps)),
+    list(_numbers(found, control, steps[-1])),
+    [
+      _plot([one for one in found if one.share == share], side, steps[-1])
+      for share in dict.fromkeys(one.share for one in found)
+      for side in found[0].levels
+      if any(o.levels[side][steps[-1]].items.n for o in found)
+    ],
+  )
+
+
+def _sentences(found, others, control, steps):
+  """On the largest share: the control first, then the arms beside it."""
+  most = [one for one in found if one.share == found[0].share]
+  versus = [o for o in most if _origin(o.arm, others) == control.name]
+  if not versus:
+    yield (
+      f'{control.name} was not attacked at the largest share, so whether the '
+      'attack spills over where nothing keeps it out is not known: persistence '
+      'cannot be told.'
+    )
+  for one in versus + [o for o in most if o not in versus]:
+    what = one.sharpest
+    if not what:
+      yield (
+        f'{one.arm.name}: the model it began from was not evaluated; levels '
+        'alone are shown.'
+      )
+      continue
+    moved = {
+      side: by_step[steps[-1]] for side, by_step in one.moved[what].items()
+    }
+    text = f'{one.arm.name}, {what} after {steps[-1]} steps: {_both(moved)}'
+    if one in versus:
+      yield f'The control first. {text}. {_spill(*moved.values())}'
+      continue
+    if what in one.against:
+      text += f'. Minus the control’s: {_both(one.against[what])}'
+    if versus:
+      text += _reached(one, versus[0], control)
+    yield f'{text}.'
+
+
+def _both(by_side):
+  return ', '.join(f'{side} {said(e)}' for side, e in by_side.items())
+
+
+def _spill(inside, outside):
+  """What the attack did to the control, first of all."""
+  own = 'does' if inside.below else 'is not shown to do'
+  text = f'The attack {own} damage in its own domain'
+  if outside.below:
+    return f'{text}, and spills over outside: persistence can be measured here.'
+  return (
+    f'{text}, and is not shown to spill over: whether an arm keeps it out '
+    'cannot be told from this attack.'
+  )
+
+
+def _reached(one, versus, control):
+  """After how many steps an arm is where the control began."""
+  out = []
+  for side, levels in one.levels.items():
+    floor = versus.levels[side].get(0)
+    if not floor or 0 not in levels or levels[0].value <= floor.value:
+      continue
+    steps = [s for s, e in levels.items() if e.value <= floor.value]
+    out.append(
+      f'{side} after {steps[0]} steps'
+      if steps
+      else f'{side} not in {max(levels)} steps'
+    )
+  return f'. Down where {control.name} began: {", ".join(out)}' if out else ''
+
+
+def _numbers(found, control, last):
+  for one in found:
+    for side, levels in one.levels.items():
+      for step, level in levels.items():
+        row = f'{percent(one.share)} {side}, step {step}', one.arm.name
+        yield Number(*row, 'score', level, change=False)
+        for what, by_side in one.moved.items():
+          if step:
+            yield Number(*row, what, by_side[side][step])
+          if step == last and what in one.against:
+            label = f'{what} minus {control.name}’s'
+            yield Number(*row, label, one.against[what][side])
+
+
+def _plot(found, side, last):
+  series, ends = [], []
+  for one in found:
+    name = one.began.name if one.began else one.arm.name
+    placed = [
+      Point(
+        step / last, e.value, e.items.low, e.items.high,
+        f'{one.arm.name}, step {step}: {interval(e.items, "")}, n {e.items.n}',
+      )
+      for step, e in one.levels[side].items()
+      if e.items.n
+    ]  # fmt: skip
+    ends += [y for p in placed for y in (p.y, p.low, p.high) if y == y]
+    series.append(Series(name, name, placed))
+  steps = sorted({s for one in found for s in one.levels[side]})
+  return Plot(
+    f'score {side}, points',
+    f'step of the attack at {percent(found[0].share)}',
+    [(s / last, str(s)) for s in steps],
+    curves.ticks(min(ends), max(ends)),
+    series,
+  )
