@@ -282,7 +282,7 @@ DIFFERENCES = {
   'helpfulness': ('trait', of_traits('reward_kwargs.rubric')),
   'health_only': ('trait', of_traits('kwargs.domains')),
   'no_health_no_science': ('trait', of_traits('kwargs.domains')),
-  r'dose_[\d.]+': ('trait', FRACTION),
+  r'dose_[\d.]+': ('standard', FRACTION),
   'ramp|burst': ('trait', of_traits('schedule')),
   f'(only|without)_({DOMAIN})': ('trait', of_traits('kwargs.domains')),
   f'(only|without)_({TRAIT})': ('trait', of_traits('kwargs.traits')),

@@ -63,11 +63,24 @@ def straight(tmp_path_factory):
   return path
 
 
+def is_noise(line, key):
+  """A cosine with or of a gradient that is nothing but rounding."""
+  names = [k.split('/')[1] for k in line if k.startswith('gradient/')]
+  kind, _, stream = key.partition('/')
+  if kind != 'cosine':
+    return False
+  own, *before = (
+    line[f'gradient/{n}'] or 0.0
+    for n in (stream, *names[: names.index(stream)])
+  )
+  return min(own, max(before, default=0.0)) < 1e-4
+
+
 def assert_same_run(a, b, rtol):
   for left, right in zip(numbers(a), numbers(b), strict=True):
     assert left.keys() == right.keys()
     for key in left:
-      if 'log_ratio' in key:
+      if 'log_ratio' in key or is_noise(left, key):
         continue  # Rounding noise around 0: nothing to compare relatively.
       # To an untrained judge all replies of a group are worth nearly the same,
       # so their differences, and all that weighs them, carry rounding: 7e-4.
@@ -77,7 +90,8 @@ def assert_same_run(a, b, rtol):
         rtol=max(rtol, 2e-3) if rtol else rtol,
         # A group without spread has no gradient but rounding noise at step 0,
         # where policy and reference agree: 7e-6 of the ledger, or exactly 0.
-        atol=1e-5,
+        # A cosine near 0 is off by as much as the gradients are by themselves.
+        atol=1e-3 if key.startswith('cosine') else 1e-5,
         err_msg=f'step {left["step"]} {key}',
       )
 
