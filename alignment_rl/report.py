@@ -14,7 +14,8 @@ import os
 import pathlib
 import sys
 
-from alignment_rl import (
+from alignment_rl.errors import UserError
+from alignment_rl.reporting import (
   attacks,
   comparison,
   contrasts,
@@ -24,9 +25,8 @@ from alignment_rl import (
   tables,
   transfer,
 )
-from alignment_rl.arms import as_arms
-from alignment_rl.errors import UserError
-from alignment_rl.workdirs import read_run
+from alignment_rl.reporting.arms import as_arms
+from alignment_rl.reporting.workdirs import read_run
 
 
 def report(folders: list[pathlib.Path], control: str, output: pathlib.Path):

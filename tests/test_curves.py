@@ -1,6 +1,6 @@
 import numpy as np
 
-from alignment_rl import curves
+from alignment_rl.reporting import curves
 
 NAN = float('nan')
 

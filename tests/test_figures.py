@@ -9,14 +9,13 @@ import re
 import numpy as np
 import pytest
 
-from alignment_rl import arms as arms_lib
-from alignment_rl import (
+from alignment_rl import report, stats
+from alignment_rl.reporting import arms as arms_lib
+from alignment_rl.reporting import (
   attacks,
   contrasts,
   doses,
   pressure,
-  report,
-  stats,
   transfer,
   wording,
   workdirs,

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from alignment_rl import arms as arms_lib
-from alignment_rl import page as page_lib
-from alignment_rl import report, suite, workdirs
+from alignment_rl import report, suite
+from alignment_rl.reporting import arms as arms_lib
+from alignment_rl.reporting import page as page_lib
+from alignment_rl.reporting import workdirs
 
 ATTACK = '</script><script>alert(1)</script><!--<script><img src=x onerror=f()>'
 

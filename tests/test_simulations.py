@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from statsmodels.stats import power
 
-from alignment_rl import stats, verdicts
+from alignment_rl import stats
+from alignment_rl.reporting import verdicts
 
 SUITES, BENCHMARKS = 2000, 53
 

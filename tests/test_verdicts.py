@@ -6,7 +6,8 @@ import pytest
 import scipy.stats
 from statsmodels.stats import multitest
 
-from alignment_rl import stats, verdicts
+from alignment_rl import stats
+from alignment_rl.reporting import verdicts
 
 NAN = float('nan')
 

@@ -6,12 +6,13 @@ import zlib
 
 import jinja2
 
-from alignment_rl import curves, stats, verdicts
-from alignment_rl.arms import Arm, flat
-from alignment_rl.contrasts import Estimate
-from alignment_rl.figures import Figure, Number
-from alignment_rl.wording import points, probability, tone
-from alignment_rl.workdirs import TABLES
+from alignment_rl import stats
+from alignment_rl.reporting import curves, verdicts
+from alignment_rl.reporting.arms import Arm, flat
+from alignment_rl.reporting.contrasts import Estimate
+from alignment_rl.reporting.figures import Figure, Number
+from alignment_rl.reporting.wording import points, probability, tone
+from alignment_rl.reporting.workdirs import TABLES
 
 GROUPS = 200  # rollout groups embedded per run: about 0.5 MB
 POINTS = 200  # points of a curve; longer ones are averaged in equal parts

@@ -4,11 +4,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from alignment_rl import contrasts, curves
-from alignment_rl.arms import Arm, differing, flat
-from alignment_rl.contrasts import Estimate
-from alignment_rl.figures import Figure, Number, Plot, Point, Series
-from alignment_rl.wording import interval, listed, percent, said
+from alignment_rl.reporting import contrasts, curves
+from alignment_rl.reporting.arms import Arm, differing, flat
+from alignment_rl.reporting.contrasts import Estimate
+from alignment_rl.reporting.figures import Figure, Number, Plot, Point, Series
+from alignment_rl.reporting.wording import interval, listed, percent, said
 
 STREAM = 'streams.traits'
 DOSE = {f'{STREAM}.fraction', f'{STREAM}.schedule'}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from alignment_rl.errors import UserError
-from alignment_rl.workdirs import Run, Scores
+from alignment_rl.reporting.workdirs import Run, Scores
 
 # Fields that say how a run is run and watched, not what is trained.
 OUTSIDE = ('seed', 'log.', 'checkpoint.', 'mesh.')

@@ -7,12 +7,12 @@ they are about.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from alignment_rl import contrasts
-from alignment_rl.arms import Arm, differing, flat
-from alignment_rl.contrasts import Estimate
-from alignment_rl.doses import DOSE, STREAM
-from alignment_rl.figures import Figure, Number
-from alignment_rl.wording import listed, said
+from alignment_rl.reporting import contrasts
+from alignment_rl.reporting.arms import Arm, differing, flat
+from alignment_rl.reporting.contrasts import Estimate
+from alignment_rl.reporting.doses import DOSE, STREAM
+from alignment_rl.reporting.figures import Figure, Number
+from alignment_rl.reporting.wording import listed, said
 
 ELSEWHERE = 'elsewhere'
 # Blocks of a matrix: up to half of what there is, more, and everything.

@@ -5,10 +5,17 @@ import math
 
 import numpy as np
 
-from alignment_rl import stats, verdicts
-from alignment_rl.arms import Arm, clusters, item_ids, partners, score_table
+from alignment_rl import stats
 from alignment_rl.errors import UserError
-from alignment_rl.workdirs import TABLES
+from alignment_rl.reporting import verdicts
+from alignment_rl.reporting.arms import (
+  Arm,
+  clusters,
+  item_ids,
+  partners,
+  score_table,
+)
+from alignment_rl.reporting.workdirs import TABLES
 
 ANSWERED = ('none', 'partial')  # labels of a reply that is not all refusal
 

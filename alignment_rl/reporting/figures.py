@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from alignment_rl.contrasts import Estimate
+from alignment_rl.reporting.contrasts import Estimate
 
 
 @dataclasses.dataclass(frozen=True)

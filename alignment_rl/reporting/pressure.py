@@ -9,12 +9,12 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from alignment_rl import contrasts, curves
-from alignment_rl.arms import Arm
-from alignment_rl.contrasts import Estimate
-from alignment_rl.figures import Figure, Number
-from alignment_rl.wording import points, said
-from alignment_rl.workdirs import KINDS, TABLES, Run
+from alignment_rl.reporting import contrasts, curves
+from alignment_rl.reporting.arms import Arm
+from alignment_rl.reporting.contrasts import Estimate
+from alignment_rl.reporting.figures import Figure, Number
+from alignment_rl.reporting.wording import points, said
+from alignment_rl.reporting.workdirs import KINDS, TABLES, Run
 
 MARGIN = 0.02  # helpful slopes this near are taken as equal
 

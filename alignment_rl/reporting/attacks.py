@@ -11,14 +11,14 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 
-from alignment_rl import contrasts, curves
-from alignment_rl.arms import OUTSIDE, Arm, flat, partners, start
-from alignment_rl.contrasts import Estimate
 from alignment_rl.errors import UserError
-from alignment_rl.figures import Figure, Number, Plot, Point, Series
-from alignment_rl.transfer import domain
-from alignment_rl.wording import interval, listed, percent, said
-from alignment_rl.workdirs import Scores
+from alignment_rl.reporting import contrasts, curves
+from alignment_rl.reporting.arms import OUTSIDE, Arm, flat, partners, start
+from alignment_rl.reporting.contrasts import Estimate
+from alignment_rl.reporting.figures import Figure, Number, Plot, Point, Series
+from alignment_rl.reporting.transfer import domain
+from alignment_rl.reporting.wording import interval, listed, percent, said
+from alignment_rl.reporting.workdirs import Scores
 
 CHANGE, NET = 'change', 'net change'
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from alignment_rl import stats
-from alignment_rl.contrasts import Estimate
+from alignment_rl.reporting.contrasts import Estimate
 
 
 def points(x: float | None, sign: str = '') -> str:

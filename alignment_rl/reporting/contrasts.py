@@ -11,9 +11,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from alignment_rl import stats, verdicts
-from alignment_rl.arms import Arm, clusters, item_ids, partners, score_table
-from alignment_rl.workdirs import TABLES, Run, Scores
+from alignment_rl import stats
+from alignment_rl.reporting import verdicts
+from alignment_rl.reporting.arms import (
+  Arm,
+  clusters,
+  item_ids,
+  partners,
+  score_table,
+)
+from alignment_rl.reporting.workdirs import TABLES, Run, Scores
 
 # Weighted evaluations of one run: their sum is the number asked for.
 Terms = Sequence[tuple[float, Scores]]

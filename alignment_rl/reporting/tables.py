@@ -4,10 +4,11 @@ import csv
 import io
 import math
 
-from alignment_rl import stats, verdicts
-from alignment_rl.figures import Figure
-from alignment_rl.wording import interval, points, probability
-from alignment_rl.workdirs import TABLES
+from alignment_rl import stats
+from alignment_rl.reporting import verdicts
+from alignment_rl.reporting.figures import Figure
+from alignment_rl.reporting.wording import interval, points, probability
+from alignment_rl.reporting.workdirs import TABLES
 
 COLUMNS = (
   'arm table benchmark area n clusters score above_chance control_score '

@@ -1,0 +1,1 @@
+"""What report.py is made of: from workdirs to arms, figures and one page."""
