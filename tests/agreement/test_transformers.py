@@ -1,12 +1,10 @@
 """Every model family and chat template against transformers, on small models.
 
-  pip install 'alignment_rl[agreement]'
-  python -m pytest tests/agreement/test_transformers.py
-
+  make agreement DATA=DIR
   python tests/agreement/test_transformers.py   # writes tests/families anew
 
-The second command keeps what transformers says of small random models in
-tests/families, where `make test` reads it without torch.
+The second command, in that environment, keeps what transformers says of small
+random models in tests/families, where `make test` reads it without torch.
 """
 
 import copy
@@ -21,14 +19,13 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
+import torch
+import transformers
 
-torch = pytest.importorskip('torch')
-transformers = pytest.importorskip('transformers')
-
-from alignment_rl import checkpoint, config, export, rollout, text  # noqa: E402
-from alignment_rl import sharding as sharding_lib  # noqa: E402
-from alignment_rl.errors import UserError  # noqa: E402
-from alignment_rl.types import Message  # noqa: E402
+from alignment_rl import checkpoint, config, export, rollout, text
+from alignment_rl import sharding as sharding_lib
+from alignment_rl.errors import UserError
+from alignment_rl.types import Message
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'families'
 SIZES = {
