@@ -1,5 +1,9 @@
 """The reward model: Bradley-Terry on what a reply says about each criterion.
 
+`--config.reward_model.layers=K` trains the K upper layers, 0 all of them, and
+`--config.optimizer.trainable='final_norm|lm_head'` the head alone: what stands
+between the states and the words.
+
 :smollm2  starts from SmolLM2-135M-Instruct
 :tiny     two layers, bytes: seconds, for tests
 """
