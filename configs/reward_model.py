@@ -1,8 +1,8 @@
 """The reward model: Bradley-Terry on what a reply says about each criterion.
 
-`--config.reward_model.layers=K` trains the K upper layers, 0 all of them, and
-`--config.optimizer.trainable='final_norm|lm_head'` the head alone: what stands
-between the states and the words.
+`--config.reward_model.layers=4` trains the four upper layers, 0 all of them;
+`--config.optimizer.trainable=final_norm` trains the head alone, what stands
+between the last states and the words (with a head of its own also lm_head).
 
 :smollm2  starts from SmolLM2-135M-Instruct
 :tiny     two layers, bytes: seconds, for tests
