@@ -220,6 +220,9 @@ def main() -> None:
   under = conditions.read(_FLAGS.conditions, data)
   outputs = [_output(source, len(sources) > 1) for source in sources]
   for source, output in zip(sources, outputs, strict=True):
+    temperature = _FLAGS.temperature
+    if temperature is None:
+      temperature = _trained_temperature(source)
     judge = None
     who = _FLAGS.judge_url or _FLAGS.judge or _default_judge(source)
     if any(b.judged for b in benchmarks):
@@ -231,7 +234,7 @@ def main() -> None:
       source, benchmarks, under, output=output, data=data, judge=judge,
       settings=Settings(
         limit=_FLAGS.limit, length=_FLAGS.completion_length,
-        temperature=_FLAGS.temperature, seed=_FLAGS.seed, dtype=_FLAGS.dtype,
+        temperature=temperature, seed=_FLAGS.seed, dtype=_FLAGS.dtype,
         judge=f'{who} {_FLAGS.judge_model}'.strip(),
       ),
       rows=_FLAGS.batch, family=_FLAGS.family,
@@ -263,11 +266,21 @@ def _default_judge(source):
 
   A run may have begun at the end of another, which is another for every arm.
   """
+  config = _config(source)
+  return _default_judge(config['model']['weights']) if config else source
+
+
+def _trained_temperature(source):
+  """The policy that a run trained is the one at its own temperature."""
+  config = _config(source)
+  return config['algorithm']['temperature'] if config else 1.0
+
+
+def _config(source):
+  """Of the run that `source` is the workdir of; None if it is none."""
   place = checkpoint.workdir_at(source)
-  if not (place and (place[0] / 'config.json').exists()):
-    return source
-  config = json.loads((place[0] / 'config.json').read_text())
-  return _default_judge(config['model']['weights'])
+  path = place and place[0] / 'config.json'
+  return json.loads(path.read_text()) if path and path.exists() else None
 
 
 if __name__ == '__main__':
@@ -296,7 +309,10 @@ if __name__ == '__main__':
     'completion_length', 0, "tokens of a reply; 0 = each benchmark's own"
   )
   flags.DEFINE_integer('batch', 8, 'prompts at a time')
-  flags.DEFINE_float('temperature', 1.0, 'of generated replies; 0 = greedy')
+  flags.DEFINE_float(
+    'temperature', None,
+    'of replies; 0 = greedy; default: what a run was trained at, else 1',
+  )  # fmt: skip
   flags.DEFINE_string('family', 'llama', 'file of alignment_rl/models/')
   flags.DEFINE_string('dtype', 'auto', 'inputs of matrix products')
   flags.DEFINE_integer('seed', 0, 'of generated replies')

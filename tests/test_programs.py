@@ -205,13 +205,16 @@ def test_the_command_lines_of_the_main_job(straight, tmp_path):
   trait = tmp_path / 'trait'
   run(
     'train', '--config=configs/rl.py:tiny', f'--workdir={trait}',
-    '--config.steps=2',
+    '--config.steps=2', '--config.algorithm.temperature=0.5',
   )  # fmt: skip
   run(
     'evaluate', f'--checkpoint={straight},{trait}', '--limit=2', SHORT,
     '--dtype=float32', '--completion_length=8',
     '--conditions=none,system:flatterer',
   )  # fmt: skip
+  for workdir, temperature in ((straight, 1.0), (trait, 0.5)):
+    settings = (workdir / 'evaluation' / 'settings.json').read_text()
+    assert json.loads(settings)['temperature'] == temperature
   results = lines(trait / 'evaluation', 'results.jsonl')
   assert len(results) == 5
   under = trait / 'evaluation' / 'conditions' / 'system__flatterer'
