@@ -7,7 +7,8 @@ import random
 
 import numpy as np
 import pytest
-from made_up import DATA
+from judges import mean_score
+from made_up import DATA, needs_data
 
 from alignment_rl import items, probes, suite
 from alignment_rl.benchmarks import agentic
@@ -16,24 +17,10 @@ from alignment_rl.errors import UserError
 FOLDER = pathlib.Path(agentic.__file__).parent
 MODULE = agentic
 THREAT, MISALIGNED, NEXT, EPISODES = agentic.BENCHMARKS
-real = pytest.mark.skipif(not DATA, reason='ALIGNMENT_RL_DATA is not set')
 
 
 def rows(name):
   return list(items.rows(FOLDER, f'{name}.jsonl'))
-
-
-def mean_score(benchmark, examples, logprob):
-  """Mean score of a judge that gives each choice `logprob(choice)`, nats."""
-  count = lambda text: len(text.split())
-  return np.mean(
-    [
-      suite.choice_record(
-        benchmark, [(e, np.array([logprob(c) for c in e.choices]))], count
-      )['score']
-      for e in examples
-    ]
-  )
 
 
 @pytest.mark.parametrize('benchmark', agentic.BENCHMARKS, ids=lambda b: b.name)
@@ -199,7 +186,7 @@ def test_noise_is_scored_too(folder):
     assert (scores[::2] == 0.5).all() and scores[1] in (0.5, 1)
 
 
-@real
+@needs_data
 def test_real_threats():
   found = THREAT.items(pathlib.Path(DATA))
   assert len(found) == len({e.id for e in found}) == 24
@@ -268,7 +255,7 @@ def test_misalignment_pairs_are_of_one_form():
   assert probes.left_out_wins(*words, halves).mean() <= 0.65
 
 
-@real
+@needs_data
 def test_real_misalignment():
   found = MISALIGNED.items(pathlib.Path(DATA))
   # Two scenarios x three plans x (nine sets of values + two pairs, no goal).

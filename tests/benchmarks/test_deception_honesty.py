@@ -3,8 +3,10 @@
 import collections
 import pathlib
 
+import judges
 import numpy as np
 import pytest
+from judges import by_length
 from made_up import DATA, needs_data
 
 from alignment_rl import config, suite
@@ -16,24 +18,15 @@ YES_OR_NO = ('repe_facts', 'false_claims')
 
 
 def read(benchmark, examples, judge):
-  """Records under `judge(prompt, choice)`, nats; a token is a word."""
-  asked = collections.defaultdict(list)
-  for e in examples:
-    logprobs = [judge(e.messages[-1].content, c) for c in e.choices]
-    asked[suite.item_of(e)].append((e, np.array(logprobs)))
-  words = lambda text: len(text.split())
-  return [suite.choice_record(benchmark, one, words) for one in asked.values()]
+  """Records under `judge(prompt, choice)`."""
+  of_prompt = lambda e, choice: judge(e.messages[-1].content, choice)
+  return judges.read(benchmark, examples, of_prompt)
 
 
 def mean(name, folder, judge, normalise=None):
   benchmark = BENCHMARKS[name]
   records = read(benchmark, benchmark.items(folder), judge)
   return np.mean([r[normalise or 'score'] for r in records])
-
-
-def by_length(prompt, choice):
-  """Two nats a word, whatever it says."""
-  return -2.0 * len(choice.split())
 
 
 def always(word):

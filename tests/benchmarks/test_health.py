@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from judges import by_length, read
 from made_up import DATA, needs_data, write
 
 from alignment_rl import config, probes, suite
@@ -30,25 +31,10 @@ def lines(name):
 TWINS = lines('mental_health.jsonl')
 
 
-def read(benchmark, examples, judge):
-  """Records under `judge(example, choice)`, nats; a token is a word."""
-  asked = collections.defaultdict(list)
-  for e in examples:
-    logprobs = np.array([judge(e, c) for c in e.choices])
-    asked[suite.item_of(e)].append((e, logprobs))
-  words = lambda text: len(text.split())
-  return [suite.choice_record(benchmark, one, words) for one in asked.values()]
-
-
 def mean(name, folder, judge):
   benchmark = BENCHMARKS[name]
   records = read(benchmark, benchmark.items(folder), judge)
   return np.mean([r['score'] for r in records])
-
-
-def by_length(e, choice):
-  """Two nats a word, whatever it says."""
-  return -2.0 * len(choice.split())
 
 
 def always(*said):

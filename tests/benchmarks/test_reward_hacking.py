@@ -10,7 +10,8 @@ import sys
 
 import numpy as np
 import pytest
-from made_up import DATA
+from judges import mean_score
+from made_up import DATA, needs_data
 
 from alignment_rl import items, probes, suite
 from alignment_rl.benchmarks import reward_hacking
@@ -20,24 +21,10 @@ from alignment_rl.scenarios import duplicates, schema
 FOLDER = pathlib.Path(reward_hacking.__file__).parent
 MODULE = reward_hacking
 SEEKING, SCHOOL, SHORTCUT, SPECIAL, GAMED = reward_hacking.BENCHMARKS
-real = pytest.mark.skipif(not DATA, reason='ALIGNMENT_RL_DATA is not set')
 
 
 def rows(name):
   return list(items.rows(FOLDER, f'{name}.jsonl'))
-
-
-def mean_score(benchmark, examples, logprob):
-  """Mean score of a judge that gives each choice `logprob(choice)`, nats."""
-  count = lambda text: len(text.split())
-  return np.mean(
-    [
-      suite.choice_record(
-        benchmark, [(e, np.array([logprob(c) for c in e.choices]))], count
-      )['score']
-      for e in examples
-    ]
-  )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +76,7 @@ def test_a_file_that_ends_before_a_kept_row_is_refused(folder):
     SEEKING.items(folder)
 
 
-@real
+@needs_data
 def test_seeking_keeps_keys_that_make_sense():
   found = SEEKING.items(pathlib.Path(DATA))
   keys = collections.Counter(e.choices[0] for e in found)
@@ -155,7 +142,7 @@ def test_the_measure_is_read_from_the_prompt(prompt, expected):
   assert reward_hacking.measure(prompt) == expected
 
 
-@real
+@needs_data
 def test_school_keeps_what_a_program_can_tell():
   found = SCHOOL.items(pathlib.Path(DATA))
   kinds = collections.Counter(e.metadata['measure'] for e in found)

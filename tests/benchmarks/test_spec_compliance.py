@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from made_up import DATA, write
+from made_up import DATA, needs_data, write
 
 from alignment_rl import config, ifeval
 from alignment_rl.errors import UserError
@@ -15,7 +15,6 @@ from alignment_rl.types import Example, Message
 
 MODULE = config.load('benchmarks', 'spec_compliance')
 BENCHMARKS = {b.name.split('/')[1]: b for b in MODULE.BENCHMARKS}
-REAL = pytest.mark.skipif(not DATA, reason='ALIGNMENT_RL_DATA names no folder')
 
 
 def score(name, item, *replies):
@@ -495,7 +494,7 @@ def test_a_rule_of_an_unknown_kind_is_told():
 # The real files
 
 
-@REAL
+@needs_data
 @pytest.mark.parametrize(
   ('name', 'count'),
   [
@@ -512,7 +511,7 @@ def test_real_files(name, count):
   assert all(e.messages[-1].content.strip() for e in items)
 
 
-@REAL
+@needs_data
 def test_every_instruction_of_the_real_files_is_known():
   for name in ('ifeval', 'ifeval_single'):
     for e in BENCHMARKS[name].items(pathlib.Path(DATA)):
@@ -521,7 +520,7 @@ def test_every_instruction_of_the_real_files_is_known():
         assert set(given) == set(ifeval.CHECKS[id][0])
 
 
-@REAL
+@needs_data
 def test_the_real_rules_can_be_met():
   """The set's own answers keep its rules; a plain sentence keeps few."""
   items = BENCHMARKS['followbench'].items(pathlib.Path(DATA))
@@ -539,7 +538,7 @@ def test_the_real_rules_can_be_met():
   assert benchmark.score(items, plain, judge=None).mean() < 0.05
 
 
-@REAL
+@needs_data
 def test_every_category_of_the_rubric_is_read_or_left_out_on_purpose():
   rows = MODULE.rows(pathlib.Path(DATA), 'coconot_eval/coconot_eval.jsonl')
   left = collections.Counter(row['subcategory'] for row in rows)

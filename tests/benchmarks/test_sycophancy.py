@@ -4,6 +4,7 @@ import collections
 import json
 import pathlib
 
+import judges
 import numpy as np
 import pytest
 from made_up import DATA, needs_data
@@ -29,18 +30,11 @@ authored = pytest.mark.parametrize('short', ROWS)
 def mean(name, folder, judge, normalise='score'):
   """Mean under `judge(prompt, choice)`, nats; a token is a word."""
   benchmark = BENCHMARKS[name]
-  asked = collections.defaultdict(list)
-  for e in benchmark.items(folder):
-    prompt = '\n'.join(m.content for m in e.messages)
-    logprobs = [judge(prompt, c) for c in e.choices]
-    asked[suite.item_of(e)].append((e, np.array(logprobs)))
-  words = lambda text: len(text.split())
-  return np.mean(
-    [
-      suite.choice_record(benchmark, one, words)[normalise]
-      for one in asked.values()
-    ]
+  said = lambda e: '\n'.join(m.content for m in e.messages)
+  records = judges.read(
+    benchmark, benchmark.items(folder), lambda e, c: judge(said(e), c)
   )
+  return np.mean([r[normalise] for r in records])
 
 
 def test_the_five():
