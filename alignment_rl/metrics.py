@@ -51,7 +51,7 @@ class Writer:
       self._board.close()
 
   def _append(self, name, record):
-    with open(self._folder / name, 'a') as f:
+    with open(self._folder / name, 'a', encoding='utf-8') as f:
       f.write(json.dumps(record, ensure_ascii=False) + '\n')
 
 
@@ -78,9 +78,14 @@ def check_finite(step: int, values: Mapping[str, float]) -> None:
 
 
 def write_json(path: str | os.PathLike, value) -> None:
+  """`write_text` of a value."""
+  write_text(path, json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes a whole file or none."""
   partial = pathlib.Path(f'{path}.partial')
-  partial.write_text(json.dumps(value, indent=2, ensure_ascii=False))
+  partial.write_text(text, encoding='utf-8')
   os.replace(partial, path)
 
 
@@ -92,11 +97,8 @@ def _finite_or_none(value):
 def _keep_until(path, step):
   if not path.exists():
     return
-  kept = []
-  for line in path.read_text().splitlines(keepends=True):
-    # A kill can leave half a line at the end, which belongs to a lost step.
-    if line.endswith('\n') and json.loads(line)['step'] < step:
-      kept.append(line)
-  partial = pathlib.Path(f'{path}.partial')
-  partial.write_text(''.join(kept))
-  os.replace(partial, path)
+  # Not splitlines: what a policy says may hold other separators of lines. A
+  # kill can leave half a line at the end, which belongs to a lost step.
+  lines = path.read_text(encoding='utf-8').split('\n')[:-1]
+  kept = [line for line in lines if json.loads(line)['step'] < step]
+  write_text(path, ''.join(f'{line}\n' for line in kept))

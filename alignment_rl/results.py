@@ -7,7 +7,6 @@ opened again: a kill loses the batch under way at most, and doubles nothing.
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,9 +78,7 @@ class Store:
       lines_before = map(json.loads, before.split('\n')[:-1])
       every = {x['benchmark']: x for x in lines_before}
       every |= {x['benchmark']: x for x in lines}
-      partial = path.with_name('results.jsonl.partial')
-      partial.write_text(''.join(map(_line, every.values())), encoding='utf-8')
-      os.replace(partial, path)
+      metrics.write_text(path, ''.join(map(_line, every.values())))
 
   def _place(self, condition):
     if condition == 'none':
@@ -105,9 +102,7 @@ class Store:
     found = [json.loads(x) for x in whole.split('\n') if x]
     kept = [r for r in found if r['version'] == version]
     if sharding.is_main() and (whole != text or len(kept) < len(found)):
-      partial = path.with_name(f'{path.name}.partial')
-      partial.write_text(''.join(map(_line, kept)), encoding='utf-8')
-      os.replace(partial, path)
+      metrics.write_text(path, ''.join(map(_line, kept)))
     return {r['id']: r for r in kept}
 
 
