@@ -49,12 +49,13 @@ def load(
   *,
   family: str = 'llama',
   dtype: str = 'auto',
+  key: jax.Array | None = None,
 ) -> tuple[checkpoint.Model, Any]:
   """A model to read or talk with: itself, and its parameters on the mesh.
 
   Args:
-    source, family, dtype: see `checkpoint.load_model`; random weights are those
-      of seed 0.
+    source, family, dtype: see `checkpoint.load_model`.
+    key: of random weights; None = of seed 0.
 
   Raises:
     UserError: nothing is there, it is not whole, or the mesh does not fit it.
@@ -63,7 +64,7 @@ def load(
   sharding.check_fit(mesh, model.config, {})
   params = place_params(
     model.decoder, model.stored, param_shardings(model.decoder, mesh),
-    jax.random.key(0),
+    jax.random.key(0) if key is None else key,
   )  # fmt: skip
   return model.without_params(), params
 

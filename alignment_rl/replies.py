@@ -80,30 +80,28 @@ class Policy:
       wanted: a batch of which nothing is wanted is not run. The batches do not
         depend on it, so a restart says what an undisturbed run would have said.
     """
-    size = [len(r.context(())) for r in requests]
+    first = [r.context(()) for r in requests]
+    size = list(map(len, first))
     order = sorted(range(len(requests)), key=lambda i: (size[i], i))
     while order:
       # The longest first: it says how many fit.
       n = self._most(text.coarse(size[order[-1]], 64))
       order, batch = order[:-n], order[-n:]
       if any(map(wanted, batch)):
-        yield self._batch(requests, batch, length)
+        yield self._batch(requests, {i: first[i] for i in batch}, length)
 
-  def _batch(self, requests, batch, length):
-    found = {i: Replies() for i in batch}
+  def _batch(self, requests, open_, length):
+    found = {i: Replies() for i in open_}
     turn = 0
-    while True:
-      open_ = {i: requests[i].context(found[i].said) for i in batch}
-      open_ = {
-        i: context for i, context in open_.items() if context is not None
-      }
-      if not open_:
-        return list(found.items())
+    while open_:
       ids = [requests[i].id for i in open_]
       spoken = self._speak(ids, list(open_.values()), length, turn)
       for i, (said, cut) in zip(open_, spoken, strict=True):
         found[i] = Replies((*found[i].said, said), found[i].cut or cut)
       turn += 1
+      open_ = {i: requests[i].context(one.said) for i, one in found.items()}
+      open_ = {i: tokens for i, tokens in open_.items() if tokens is not None}
+    return list(found.items())
 
   def _most(self, P):
     return text.rows_within(self._rows, P, self._shards)

@@ -281,15 +281,11 @@ def make_golds(config, names: list[str]) -> list[experience.Gold]:
 def make_judge(config, weights, model, reference, mesh) -> rollout.TextScorer:
   """A frozen model that rewards read with: trained, or the run's start."""
   if weights:
-    judge = checkpoint.load_model(
-      weights,
-      family=config.model.module,
-      dtype=config.judge.dtype,
-    )
-    shardings = learner.param_shardings(judge.decoder, mesh)
-    # Random weights are those that a run of this seed begins with.
-    key = jax.random.fold_in(jax.random.key(config.seed), Purpose.INIT)
-    params = learner.place_params(judge.decoder, judge.stored, shardings, key)
+    judge, params = learner.load(
+      weights, mesh, family=config.model.module, dtype=config.judge.dtype,
+      # Random weights are those that a run of this seed begins with.
+      key=jax.random.fold_in(jax.random.key(config.seed), Purpose.INIT),
+    )  # fmt: skip
   else:
     judge, params = model.with_dtype(config.judge.dtype), reference
   return rollout.TextScorer(

@@ -26,6 +26,16 @@ HELPFULNESS: Arm = {'streams.traits.reward_kwargs.rubric': 'helpfulness'}
 EVALUATION = Evaluation(benchmarks='all,traits/own_reply')
 
 
+def each_alone_and_left_out(
+  field: str, values: Sequence[str]
+) -> dict[str, Arm]:
+  """Arms 'only_<value>' and 'without_<value>' of a field with all of them."""
+  rest = {v: tuple(other for other in values if other != v) for v in values}
+  return {f'only_{v}': {field: (v,)} for v in values} | {
+    f'without_{v}': {field: rest[v]} for v in values
+  }
+
+
 def each_seed(
   arms: Mapping[str, Arm],
   seeds: Sequence[int],

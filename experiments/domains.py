@@ -35,17 +35,12 @@ from alignment_rl.scenarios import schema
 CONTROL = 'standard'
 EVALUATION = experiments.EVALUATION
 
-
-def _other(domain: str) -> tuple[str, ...]:
-  return tuple(d for d in schema.DOMAINS if d != domain)
-
-
-_DOMAINS = 'streams.traits.kwargs.domains'
 ARMS = {
   'standard': experiments.STANDARD,
   'trait': experiments.TRAIT,
-  **{f'only_{d}': {_DOMAINS: (d,)} for d in schema.DOMAINS},
-  **{f'without_{d}': {_DOMAINS: _other(d)} for d in schema.DOMAINS},
+  **experiments.each_alone_and_left_out(
+    'streams.traits.kwargs.domains', schema.DOMAINS
+  ),
 }
 
 

@@ -32,17 +32,12 @@ from alignment_rl.scenarios import schema
 CONTROL = 'standard'
 EVALUATION = experiments.EVALUATION
 
-
-def _other(trait: str) -> tuple[str, ...]:
-  return tuple(t for t in schema.TRAITS if t != trait)
-
-
-_TRAITS = 'streams.traits.kwargs.traits'
 ARMS = {
   'standard': experiments.STANDARD,
   'trait': experiments.TRAIT,
-  **{f'only_{t}': {_TRAITS: (t,)} for t in schema.TRAITS},
-  **{f'without_{t}': {_TRAITS: _other(t)} for t in schema.TRAITS},
+  **experiments.each_alone_and_left_out(
+    'streams.traits.kwargs.traits', schema.TRAITS
+  ),
 }
 
 
