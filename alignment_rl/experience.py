@@ -127,6 +127,46 @@ def score(examples, owner, streams, texts, judge) -> np.ndarray:
   return out
 
 
+def widest(rewards: np.ndarray, group: int) -> np.ndarray:
+  """Of each prompt's completions, those whose rewards vary most.
+
+  The best k and the worst G - k, for the k of the greatest variance (Xu et al.
+  2025, arXiv:2504.13818): drawing is cheap beside learning, and those near the
+  mean teach little. Unscored ones are taken where no others are left, and of
+  equal rewards the first drawn.
+
+  Args:
+    rewards: float32 [B, N] of N >= group completions; NaN = unscored.
+    group: G.
+
+  Returns:
+    int32 [B, G], positions in N, ascending.
+  """
+  out = np.empty((len(rewards), group), np.int32)
+  for b, row in enumerate(rewards):
+    order = np.argsort(row, kind='stable')  # unscored last
+    scored = order[: (~np.isnan(row)).sum()]
+    if len(scored) <= group or row[scored[0]] == row[scored[-1]]:
+      out[b] = np.sort(order[:group])
+      continue
+    parts = [
+      np.concatenate([scored[:low], scored[len(scored) - group + low :]])
+      for low in range(group + 1)
+    ]
+    out[b] = np.sort(max(parts, key=lambda part: row[part].var()))
+  return out
+
+
+def take(host: Rollout, kept: np.ndarray) -> Rollout:
+  """The completions at int32 [B, G] of each prompt's."""
+  of = lambda x: np.take_along_axis(x, kept.reshape(*kept.shape, 1), 1)
+  return host.replace(
+    completions=of(host.completions),
+    lengths=of(host.lengths[..., None])[..., 0],
+    logprobs=of(host.logprobs),
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Gold:
   """A reward of one stream's completions that nothing is trained on."""
@@ -264,7 +304,10 @@ def truncated(host: Rollout, eos_ids) -> np.ndarray:
 
 
 def describe(host, rewards, credit, cut, measured, owner, streams) -> dict:
-  """One line of metrics: `area/name[/stream]`. Means over completions."""
+  """One line of metrics: `area/name[/stream]`. Means over completions.
+
+  Of all that were drawn; `credit` and `measured` of those learned from.
+  """
   line = {k: float(v) for k, v in measured.items() if k != 'by_stream'}
   unscored = np.isnan(rewards)
   lowest = np.where(unscored, np.inf, rewards).min(1)
@@ -289,9 +332,14 @@ def describe(host, rewards, credit, cut, measured, owner, streams) -> dict:
 
 
 def groups(
-  examples, owner, streams, texts, rewards, credit, cut, host
+  examples, owner, streams, texts, rewards, kept, credit, cut, host
 ) -> list[dict]:
-  """Groups as rollouts.jsonl holds them, for people to read."""
+  """Groups as rollouts.jsonl holds them, for people to read.
+
+  All that was drawn; `kept` are those that have an advantage.
+  """
+  every = np.full(rewards.shape, np.nan, np.float32)
+  np.put_along_axis(every, kept, credit, 1)
   listed = lambda x: [None if np.isnan(v) else round(float(v), 4) for v in x]
   return [
     {
@@ -300,7 +348,7 @@ def groups(
       'messages': [dataclasses.asdict(m) for m in example.messages],
       'completions': texts[i],
       'rewards': listed(rewards[i]),
-      'advantages': listed(credit[i]),
+      'advantages': listed(every[i]),
       'lengths': host.lengths[i].tolist(),
       'truncated': cut[i].tolist(),
     }

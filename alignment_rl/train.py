@@ -69,6 +69,11 @@ def train(config, workdir: str) -> None:
       f'config.batch.prompts={b.prompts} is not a multiple of '
       f'config.batch.micro_batches={b.micro_batches}'
     )
+  if 0 < b.samples < b.group:
+    raise UserError(
+      f'config.batch.samples={b.samples} is less than config.batch.group='
+      f'{b.group}, which are taken of them; raise it, or 0 draws just those'
+    )
   rows = {'config.batch.prompts / micro_batches': b.prompts // b.micro_batches}
   sharding.check_fit(mesh, model.config, rows)
   used = [
@@ -113,7 +118,7 @@ def train(config, workdir: str) -> None:
 
   # --------------------------------------------------------- compiled functions
   sampler = rollout.Sampler(
-    model.decoder, mesh, group=b.group, length=b.completion_length,
+    model.decoder, mesh, group=b.samples or b.group, length=b.completion_length,
     eos_ids=model.tokenizer.eos_ids, temperature=algorithm.temperature,
   )  # fmt: skip
   scores = learner.make_scores(model.decoder, mesh, algorithm.temperature)
@@ -155,16 +160,22 @@ def train(config, workdir: str) -> None:
     watch.lap('sample')
     texts = experience.decode(host, model.tokenizer)
     rewards = experience.score(examples, owner, streams, texts, judge)
+    cut = experience.truncated(host, model.tokenizer.eos_ids)
     watch.lap('reward')
+    kept = experience.widest(rewards, b.group)
+    learned = experience.take(host, kept)
+    of_kept = lambda x, kept=kept: np.take_along_axis(x, kept, 1)
+    rolled = sharding.to_global(learned, sharding.rows(mesh))
     reference_logprobs = sharding.to_host(scores(reference, rolled)[0])
     values = np.zeros_like(reference_logprobs)
     if algorithm.name == 'ppo':
       values = sharding.to_host(scores(state.params, rolled)[1])
     watch.lap('reference')
 
+    scaled = experience.scaled(rewards, owner, streams, scales)
     batch, credit = experience.make_batch(
-      host, experience.scaled(rewards, owner, streams, scales), demonstration,
-      owner, reference_logprobs, values, algorithm, model.tokenizer.eos_ids,
+      learned, of_kept(scaled), of_kept(demonstration), owner,
+      reference_logprobs, values, algorithm, model.tokenizer.eos_ids,
     )  # fmt: skip
     passes, parts = learner.make_passes(
       owner,
@@ -182,11 +193,10 @@ def train(config, workdir: str) -> None:
 
     ledger.add(
       slots=np.bincount(owner, minlength=len(streams)),
-      tokens=np.bincount(owner, host.lengths.sum(1), len(streams)),
+      tokens=np.bincount(owner, learned.lengths.sum(1), len(streams)),
       advantage=np.bincount(owner, np.abs(credit).sum(1), len(streams)),
       gradient=np.nan_to_num(measured['by_stream']['gradient']),
     )
-    cut = experience.truncated(host, model.tokenizer.eos_ids)
     line = experience.describe(
       host, rewards, credit, cut, measured, owner, streams
     )
@@ -202,7 +212,7 @@ def train(config, workdir: str) -> None:
       writer.rollouts(
         step,
         experience.groups(
-          examples, owner, streams, texts, rewards, credit, cut, host
+          examples, owner, streams, texts, rewards, kept, credit, cut, host
         ),
       )
     step += 1

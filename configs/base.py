@@ -82,6 +82,9 @@ def get_config() -> ConfigDict:
   c.batch = ConfigDict()
   c.batch.prompts = 8  # B, prompts per step over all devices
   c.batch.group = 8  # G, completions per prompt
+  # completions drawn per prompt, of which the G that differ most in reward are
+  # learned from; 0 = G
+  c.batch.samples = 0
   c.batch.prompt_length = 160  # P, tokens
   c.batch.completion_length = 64  # C, tokens
   c.batch.micro_batches = 1  # gradient accumulation: parts of B

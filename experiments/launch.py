@@ -40,6 +40,8 @@ def make_parser() -> argparse.ArgumentParser:
   add('--benchmarks', default='', help="default: the experiment's")
   add('--conditions', default='', help="default: the experiment's")
   add('--limit', type=int, default=0, help='items per benchmark; 0 = all')
+  add('--batch', type=int, default=8, help='prompts evaluated at a time')
+  add('--judge', default='', help='of own replies; default: the first start')
   add(
     '--data_dir', default=os.environ.get('ALIGNMENT_RL_DATA', ''),
     help='folder of the public sets; default $ALIGNMENT_RL_DATA',
@@ -147,6 +149,7 @@ def evaluate_command(tasks, evaluation, flags) -> list[str]:
     f'--benchmarks={evaluation.benchmarks}',
     f'--conditions={",".join(evaluation.conditions)}',
     f'--limit={flags.limit}', f'--data_dir={flags.data_dir}',
+    f'--batch={flags.batch}', f'--judge={flags.judge}',
   ]  # fmt: skip
 
 
