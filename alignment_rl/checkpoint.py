@@ -25,10 +25,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
+from alignment_rl import attention as attention_lib
 from alignment_rl import config as config_lib
 from alignment_rl import huggingface, sharding, text
 from alignment_rl.errors import UserError
-from alignment_rl.models.decoder import Decoder, DecoderConfig
+from alignment_rl.models.decoder import REMATS, Decoder, DecoderConfig
 from alignment_rl.types import Tokenizer, TrainState
 
 
@@ -59,7 +60,7 @@ class Model:
   def without_params(self) -> 'Model':
     return dataclasses.replace(self, stored=None)
 
-  def with_dtype(self, dtype: str, remat: bool = False) -> 'Model':
+  def with_dtype(self, dtype: str, remat: str = 'none') -> 'Model':
     """The same model with other inputs of its matrix products, no weights."""
     dtype = _matmul_dtype() if dtype == 'auto' else dtype
     sizes = dataclasses.replace(self.config, dtype=dtype, remat=remat)
@@ -68,7 +69,12 @@ class Model:
 
 
 def load_model(
-  weights: str, *, family: str = 'llama', dtype: str, remat: bool = False
+  weights: str,
+  *,
+  family: str = 'llama',
+  dtype: str,
+  remat: str = 'none',
+  attention: str = 'auto',
 ) -> Model:
   """Reads a model from where `weights` points (see the module's docstring).
 
@@ -76,11 +82,14 @@ def load_model(
     family: file of `models/` to read it with.
     dtype: inputs of matrix products: 'float32', 'bfloat16', or 'auto' (bfloat16
       where the hardware multiplies it, else float32).
-    remat: recompute blocks in the backward pass.
+    remat: what the backward pass computes again, a key of `decoder.REMATS`.
+    attention: one of `attention.NAMES`.
 
   Raises:
-    UserError: nothing is there, or it is not whole.
+    UserError: nothing is there, it is not whole, or there is no such setting.
   """
+  config_lib.choose(remat, list(REMATS), 'model.remat')
+  config_lib.choose(attention, attention_lib.NAMES, 'model.attention')
   module = config_lib.load('models', family)
   kind, _, name = weights.partition(':')
   if kind == 'random':
@@ -100,6 +109,7 @@ def load_model(
     sizes, params, tokenizer = _read_workdir(*place, module)
   else:
     sizes, params, tokenizer = _read_hf(pathlib.Path(weights), module)
+  sizes = dataclasses.replace(sizes, attention=attention)
   model = Model(family, module.make(sizes), tokenizer, None)
   return dataclasses.replace(model.with_dtype(dtype, remat), stored=params)
 

@@ -49,18 +49,21 @@ def load(
   *,
   family: str = 'llama',
   dtype: str = 'auto',
+  attention: str = 'auto',
   key: jax.Array | None = None,
 ) -> tuple[checkpoint.Model, Any]:
   """A model to read or talk with: itself, and its parameters on the mesh.
 
   Args:
-    source, family, dtype: see `checkpoint.load_model`.
+    source, family, dtype, attention: see `checkpoint.load_model`.
     key: of random weights; None = of seed 0.
 
   Raises:
     UserError: nothing is there, it is not whole, or the mesh does not fit it.
   """
-  model = checkpoint.load_model(source, family=family, dtype=dtype)
+  model = checkpoint.load_model(
+    source, family=family, dtype=dtype, attention=attention
+  )
   sharding.check_fit(mesh, model.config, {})
   params = place_params(
     model.decoder, model.stored, param_shardings(model.decoder, mesh),
@@ -197,6 +200,7 @@ def make_update(
   of the last stream, with all others. These two are NaN where passes are not
   per stream. A stream without tokens in the batch has NaN means and cosine.
   """
+  model = model.clone(mesh=mesh)
 
   def loss_fn(chosen, rest, batch):
     params, r = optimizers.join(chosen, rest), batch.rollout
@@ -336,6 +340,7 @@ def make_scores(model: Decoder, mesh: jax.sharding.Mesh, temperature: float):
 
   For the reference policy's log-probabilities (nats) and PPO's old values.
   """
+  model = model.clone(mesh=mesh)
 
   def scores(params, r):
     logprobs, _, values = rollout.teacher_force(

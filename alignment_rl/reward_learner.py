@@ -202,7 +202,7 @@ class Shelf:
     self._rows = sharding.rows(mesh)
     self._items = max(1, sharding.row_shards(mesh))
     self._run = jax.jit(
-      functools.partial(lower_states, model),
+      functools.partial(lower_states, model.clone(mesh=mesh)),
       in_shardings=(None, self._rows),
       out_shardings=self._rows,
     )
@@ -248,6 +248,7 @@ def make_update(
   scale: float,
 ):
   """Compiles `update(state, batch) -> (state, measured)`; donates `state`."""
+  model = model.clone(mesh=mesh)
 
   def loss_fn(chosen, rest, batch):
     found = contrasts(model, optimizers.join(chosen, rest), batch)

@@ -42,6 +42,7 @@ def reward_train(config, workdir: str) -> None:
   model = checkpoint.load_model(
     config.model.weights, family=config.model.module,
     dtype=config.model.dtype, remat=config.model.remat,
+    attention=config.model.attention,
   )  # fmt: skip
   sharding.check_fit(
     mesh, model.config, {'3 x config.reward_model.batch': 3 * r.batch}

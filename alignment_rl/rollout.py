@@ -20,7 +20,8 @@ from alignment_rl import sharding, text
 from alignment_rl.models.decoder import Decoder
 from alignment_rl.types import KVCache, Rollout, Tokenizer
 
-# Tokens whose logits exist at one time: 512 x 49152 float32 are 100 MB.
+# Tokens of a device whose logits exist at a time: 512 x 49152 float32 are 100
+# MB.
 _LOGITS_CHUNK = 512
 
 
@@ -111,27 +112,46 @@ def over_logits(model: Decoder, params, hidden, tokens, read: Callable):
   Returns:
     The tree, of arrays [..., ...].
   """
-  D, shape = hidden.shape[-1], tokens.shape
-  n = int(np.prod(shape))
-  chunk = min(_LOGITS_CHUNK, n)
-  extra = -n % chunk
-  hidden = jnp.pad(hidden.reshape(n, D), ((0, extra), (0, 0)))
-  tokens = jnp.pad(tokens.reshape(n), (0, extra))
+  D = hidden.shape[-1]
+  # Beside the layers, which the head does not read.
+  heads = {name: w for name, w in params.items() if name != 'layers'}
 
-  @jax.checkpoint
-  def one(hidden, tokens):
-    logits = model.apply({'params': params}, hidden, method='logits')
-    return read(logits, tokens)
+  def all_rows(heads, hidden, tokens):
+    shape = tokens.shape  # Of one device's rows.
+    n = int(np.prod(shape))
+    chunk = min(_LOGITS_CHUNK, n)
+    extra = -n % chunk
+    hidden = jnp.pad(hidden.reshape(n, D), ((0, extra), (0, 0)))
+    tokens = jnp.pad(tokens.reshape(n), (0, extra))
 
-  if n == chunk:
-    found = one(hidden, tokens)
-  else:
-    found = jax.lax.map(
-      lambda xs: one(*xs),
-      (hidden.reshape(-1, chunk, D), tokens.reshape(-1, chunk)),
+    @jax.checkpoint
+    def one(hidden, tokens):
+      logits = model.apply({'params': heads}, hidden, method='logits')
+      return read(logits, tokens)
+
+    if n == chunk:
+      found = one(hidden, tokens)
+    else:
+      found = jax.lax.map(
+        lambda xs: one(*xs),
+        (hidden.reshape(-1, chunk, D), tokens.reshape(-1, chunk)),
+      )
+      found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+    return jax.tree.map(lambda x: x[:n].reshape(*shape, *x.shape[1:]), found)
+
+  if model.mesh is not None:
+    # A chunk is of one device's rows; across devices it would have to be
+    # gathered. The head comes whole to each, once, but split along 'tensor'.
+    rows, one = sharding.ROWS, jax.sharding.PartitionSpec()
+    all_rows = jax.shard_map(
+      all_rows,
+      mesh=model.mesh,
+      in_specs=(one, rows, rows),
+      out_specs=rows,
+      axis_names=set(rows[0]),
+      check_vma=False,
     )
-    found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
-  return jax.tree.map(lambda x: x[:n].reshape(*shape, *x.shape[1:]), found)
+  return all_rows(heads, hidden, tokens)
 
 
 def teacher_force(
@@ -181,6 +201,7 @@ class Sampler:
   ):
     """`length` is C, tokens; `temperature` 0 takes the likeliest token."""
     self.group, self.length = group, length
+    model = model.clone(mesh=mesh)
     rows, one = sharding.rows(mesh), sharding.replicated(mesh)
     self.rows = rows
     self._sample = jax.jit(
@@ -374,7 +395,7 @@ def cut(model: Decoder, params, layers: int):
   for part in (slice(0, layers), slice(layers, model.config.layers)):
     taken = jax.tree.map(lambda x, part=part: x[part], params['layers'])
     sizes = model.config.part(part)
-    parts.append((type(model)(sizes), params | {'layers': taken}))
+    parts.append((model.clone(config=sizes), params | {'layers': taken}))
   return parts
 
 
@@ -406,6 +427,7 @@ class TextScorer:
   ):
     """`coarse` takes few sizes instead: texts of very different lengths."""
     self.params, self.tokenizer = params, tokenizer
+    model = model.clone(mesh=mesh)
     self._step, self._coarse = step, coarse
     shards = sharding.row_shards(mesh)
     self._batch, self._shards = -(-rows // shards) * shards, shards

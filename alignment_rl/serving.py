@@ -191,7 +191,9 @@ class Engine:
       out_shardings=jax.tree.map(lambda x: x.sharding, params),
     )(params)
     self._score = jax.jit(
-      part(pool.score, model), in_shardings=(None, rows), out_shardings=one
+      part(pool.score, model.clone(mesh=mesh)),
+      in_shardings=(None, rows),
+      out_shardings=one,
     )
     self._read = jax.jit(part(pool.read, model), out_shardings=one)
     self._place = jax.jit(

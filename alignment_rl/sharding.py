@@ -1,8 +1,6 @@
-"""The mesh, ONE table from logical to mesh axes, and rows in and out of it.
+"""The mesh, what lies where on it, and rows in and out of it.
 
-Models name logical axes on every parameter; this table says where they go, so a
-new sharding is a change of the table and of nothing else. Rows of a batch are
-split over 'data' and 'fsdp' together. Host arrays are the same on every process
+`axes.py` has the table. Host arrays are the same on every process
 (the mixture and the rewards are pure functions that each process evaluates);
 `to_global` gives every device its part, `to_host` brings all rows back to all.
 """
@@ -15,22 +13,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from alignment_rl.axes import AXES, ROWS, RULES
 from alignment_rl.errors import UserError
 from alignment_rl.models.decoder import DecoderConfig
-
-AXES = ('data', 'fsdp', 'tensor')
-
-RULES = (
-  ('vocab', 'tensor'),
-  ('embed', 'fsdp'),
-  ('heads', 'tensor'),
-  ('kv_heads', 'tensor'),
-  ('head_dim', None),
-  ('mlp', 'tensor'),
-  ('layers', None),
-)
-
-ROWS = PartitionSpec(('data', 'fsdp'))
 
 
 def make_mesh(sizes: dict[str, int]) -> Mesh:

@@ -62,7 +62,7 @@ def train(config, workdir: str) -> None:
   mesh = sharding.make_mesh(config.mesh)
   model = checkpoint.load_model(
     config.model.weights, family=config.model.module, dtype=config.model.dtype,
-    remat=config.model.remat,
+    remat=config.model.remat, attention=config.model.attention,
   )  # fmt: skip
   if b.prompts % b.micro_batches:
     raise UserError(
@@ -293,6 +293,7 @@ def make_judge(config, weights, model, reference, mesh) -> rollout.TextScorer:
   if weights:
     judge, params = learner.load(
       weights, mesh, family=config.model.module, dtype=config.judge.dtype,
+      attention=config.model.attention,
       # Random weights are those that a run of this seed begins with.
       key=jax.random.fold_in(jax.random.key(config.seed), Purpose.INIT),
     )  # fmt: skip

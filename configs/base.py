@@ -72,7 +72,11 @@ def get_config() -> ConfigDict:
   c.model.dtype = (
     'float32'  # inputs of matrix products; 'auto' asks the hardware
   )
-  c.model.remat = False  # recompute blocks in the backward pass
+  # what the backward pass computes again to hold less: 'none' | 'block', each
+  # block | 'dots', all but its products with weights
+  c.model.remat = 'none'
+  # 'einsum' | 'splash', the kernel for TPUs | 'auto', the kernel where it pays
+  c.model.attention = 'auto'
 
   c.mesh = ConfigDict()  # devices along each axis; -1 fills one of them
   c.mesh.data = -1  # rows

@@ -14,7 +14,7 @@ FOLDERS = ('models', 'streams', 'rewards', 'scenarios', 'benchmarks')
 # and those below.
 LEVELS = (
   'types text config errors sources mixture sharding metrics checkpoint stats '
-  'huggingface reward_tables answer_pairs reporting',
+  'huggingface reward_tables answer_pairs reporting axes attention',
   'objectives scoring refusals ifeval rubrics endpoint judge probes models '
   'streams rewards scenarios',
   'rollout learner reward_learner optimizers experience pool streaming serving',

@@ -234,27 +234,6 @@ def test_saved_hf_folder_has_the_same_logits_and_tokenizer(tiny, tmp_path):
   np.testing.assert_array_equal(logits, expected)
 
 
-@FEW
-def test_remat_does_not_change_the_gradient(tiny, rows):
-  prompts, completions = rows
-  again = tiny.with_dtype('float32', remat=True)
-  assert again.config.remat and not tiny.config.remat
-
-  def gradient(model):
-    def loss(params):
-      logprobs, _, values = rollout.teacher_force(
-        model.decoder, params, prompts, PROMPT_LENGTHS, completions
-      )
-      return logprobs.sum() + values.sum()
-
-    return jax.jit(jax.grad(loss))(tiny.params)
-
-  for a, b in zip(
-    *map(jax.tree.leaves, (gradient(tiny), gradient(again))), strict=True
-  ):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
-
-
 def test_init_makes_the_first_value_zero(small, one_device):
   family, sizes = small
   decoder = config.load('models', family).make(sizes)

@@ -25,10 +25,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alignment_rl import attention
 from alignment_rl.types import KVCache
 
-# A window of a layer that has none.
-_ALL = np.iinfo(np.int32).max
+# What the backward pass keeps of a block, the rest being computed again.
+REMATS = {
+  'none': None,  # all of it
+  'block': jax.checkpoint_policies.nothing_saveable,
+  # Of products with a weight; attention's have batch axes.
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +80,8 @@ class DecoderConfig:
   windows: tuple[int, ...] = ()  # () = no layer has one
   window_theta: float = 0.0  # RoPE of layers with a window; 0 = as the others
   dtype: str = 'float32'  # inputs of matrix products
-  remat: bool = False  # recompute each block in the backward pass
+  remat: str = 'none'  # what is computed again going backward: see REMATS
+  attention: str = 'auto'  # 'auto' | 'einsum' | 'splash', see attention.py
 
   def __post_init__(self):
     if self.windows and len(self.windows) != self.layers:
@@ -93,13 +100,16 @@ class Decoder(nn.Module):
   """Trunk and two heads. `apply({'params': p}, ...)`, heads by `method=`."""
 
   config: DecoderConfig
+  mesh: jax.sharding.Mesh | None = None  # that rows lie on; None = one device
 
   def setup(self):
     c = self.config
     self.embed = self.param(
       'embed', _init(0.02, ('vocab', 'embed')), (c.vocab, c.embed)
     )
-    block = nn.remat(_Block, prevent_cse=False) if c.remat else _Block
+    block = _Block
+    if c.remat != 'none':
+      block = nn.remat(_Block, prevent_cse=False, policy=REMATS[c.remat])
     self.layers = nn.scan(
       block,
       variable_axes={'params': 0},
@@ -107,7 +117,7 @@ class Decoder(nn.Module):
       in_axes=(0, nn.broadcast),
       length=c.layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},
-    )(c)
+    )(c, self.mesh)
     self.final_norm = self.param('final_norm', _scale(c, 'embed'), (c.embed,))
     if not c.tied:
       self.lm_head = self.param(
@@ -138,7 +148,8 @@ class Decoder(nn.Module):
     Args:
       tokens: int32 [B, G, T]; or float32 [B, G, T, D], the states that lower
         layers, cut off (`rollout.cut`), made of them.
-      positions: int32 [B, G, T], for RoPE and windows.
+      positions: int32 [B, G, T], for RoPE and windows. After a prefix, a row's
+        tokens have those that follow its prompt.
       prefix: prompt segment [L, B, P, K, H] that every token attends to; slot p
         is position p.
       prefix_lengths: int32 [B]; prompt slots at or beyond it are not seen.
@@ -169,7 +180,7 @@ class Decoder(nn.Module):
       context['window_rope'] = _rope(positions, c.window_theta, None, c)
     if prefix is not None:
       P = prefix.k.shape[2]
-      context['prefix_real'] = jnp.arange(P) < prefix_lengths[:, None]  # [B, P]
+      context['prefix_lengths'] = prefix_lengths
       context['prefix_distance'] = positions[..., None] - jnp.arange(P)
     if tokens.ndim == 4:
       x = tokens.astype(jnp.float32)
@@ -178,7 +189,9 @@ class Decoder(nn.Module):
     # The completion cache is carried, not scanned: each layer writes its one
     # slot in place, where scanning would copy the whole cache at every token.
     carry = (x, cache)
-    windows = jnp.array([w or _ALL for w in c.windows]) if c.windows else None
+    windows = (
+      jnp.array([w or attention.ALL for w in c.windows]) if c.windows else None
+    )
     each = (jnp.arange(c.layers), windows, prefix)
     (x, cache), own = self.layers(carry, each, context)
     return x, own if cache is None else cache
@@ -190,7 +203,7 @@ class Decoder(nn.Module):
       logits = _dot('...D,VD->...V', hidden, self.embed, c)
     else:
       logits = _dot('...D,DV->...V', hidden, self.lm_head, c)
-    return _cap(logits, c.logit_cap)
+    return attention.soft_cap(logits, c.logit_cap)
 
   def value(self, hidden: jax.Array) -> jax.Array:
     """Value head: float32 [..., D] -> float32 [...]."""
@@ -206,6 +219,7 @@ class _Block(nn.Module):
   """One layer: attention and gated MLP, each behind a norm and a residual."""
 
   config: DecoderConfig
+  mesh: jax.sharding.Mesh | None
 
   @nn.compact
   def __call__(self, carry, each, context):
@@ -238,7 +252,7 @@ class _Block(nn.Module):
     rope = context['rope']
     if c.window_theta:
       rope = jax.tree.map(
-        lambda near, far: jnp.where(window < _ALL, near, far),
+        lambda near, far: jnp.where(window < attention.ALL, near, far),
         context['window_rope'],
         rope,
       )
@@ -254,7 +268,7 @@ class _Block(nn.Module):
         KVCache(k, v),
       )
       k, v = cache.k[layer], cache.v[layer]
-    y = _attend(q, k, v, prefix, window, context, c)
+    y = attention.attend(q, k, v, prefix, window, context, c, self.mesh)
     y = _dot('BGTQH,QHD->BGTD', y, o, c)
     x = x + (norm('attention_post_norm', y) if c.post_norms else y)
 
@@ -265,48 +279,6 @@ class _Block(nn.Module):
     y = _dot('BGTF,FD->BGTD', _ACTIVATIONS[c.activation](gate) * up, down, c)
     x = x + (norm('mlp_post_norm', y) if c.post_norms else y)
     return (x, cache), own
-
-
-def _attend(q, k, v, prefix, window, context, config):
-  """Attention over the shared prompt and the row's own segment, as one softmax.
-
-  Args:
-    q: [B, G, T, Q, H].
-    k: [B, G, S, K, H], as `v`.
-    prefix: KVCache of [B, P, K, H], or None.
-    window: int32 [], or None where no layer has one.
-
-  Returns:
-    float32 [B, G, T, Q, H].
-  """
-  B, G, T, Q, H = q.shape
-  K = k.shape[-2]
-  q = (q * (config.query_scalar or H) ** -0.5).reshape(B, G, T, K, Q // K, H)
-
-  def visible(scores, seen, distance):
-    """Scores [B, G, K, R, T, any], -inf where not seen or beyond the window."""
-    if window is not None:
-      seen = seen & (distance < window)
-    return jnp.where(seen, _cap(scores, config.attention_cap), -jnp.inf)
-
-  scores = _dot('BGTKRH,BGSKH->BGKRTS', q, k, config)
-  distance = context['own_distance']
-  scores = visible(scores, distance >= 0, distance)
-  if prefix is not None:
-    shared = _dot('BGTKRH,BPKH->BGKRTP', q, prefix.k, config)
-    real = context['prefix_real'][:, None, None, None, None, :]
-    distance = context['prefix_distance'][:, :, None, None]
-    shared = visible(shared, real, distance)
-    scores = jnp.concatenate([shared, scores], axis=-1)
-  # Every token sees at least itself, so no row of the softmax is empty.
-  probs = jax.nn.softmax(scores, axis=-1)
-  if prefix is None:
-    out = _dot('BGKRTS,BGSKH->BGTKRH', probs, v, config)
-  else:
-    P = prefix.v.shape[1]
-    out = _dot('BGKRTP,BPKH->BGTKRH', probs[..., :P], prefix.v, config)
-    out += _dot('BGKRTS,BGSKH->BGTKRH', probs[..., P:], v, config)
-  return out.reshape(B, G, T, Q, H)
 
 
 _ACTIVATIONS = {'silu': nn.silu, 'gelu_tanh': nn.gelu}
@@ -326,10 +298,6 @@ def _norm(x, scale, config):
   mean = (x * x).mean(-1, keepdims=True)
   scale = scale + config.norm_offset
   return x * jax.lax.rsqrt(mean + config.norm_eps) * scale
-
-
-def _cap(x, cap):
-  return cap * jnp.tanh(x / cap) if cap else x
 
 
 def _rope(positions, theta, scaling, config):
