@@ -27,6 +27,7 @@ RULES = (
   ('kv_heads', 'tensor'),
   ('head_dim', None),
   ('mlp', 'tensor'),
+  ('rank', None),
   ('layers', None),
 )
 
