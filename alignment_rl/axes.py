@@ -15,6 +15,7 @@ RULES = (
   ('kv_heads', 'tensor'),
   ('head_dim', None),
   ('mlp', 'tensor'),
+  ('rank', None),
   ('layers', None),
 )
 

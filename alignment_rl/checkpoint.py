@@ -8,6 +8,9 @@ A model comes from `config.model.weights`:
   FOLDER@STEP          a workdir's kept checkpoint of that step
 A workdir holds `model/` (sizes, tokenizer, chat template, in Hugging Face
 format) and `checkpoints/<step>/` (orbax), so it needs nothing else to be read.
+That of a LoRA run also holds `base/`, once: a step keeps adapters alone, and is
+read as the model that they make of the base, merged. The base is copied and not
+named, because a workdir is moved, and its source changed or deleted.
 """
 
 import dataclasses
@@ -23,13 +26,12 @@ import gguf
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import traverse_util
 
 from alignment_rl import attention as attention_lib
 from alignment_rl import config as config_lib
-from alignment_rl import huggingface, sharding, text
+from alignment_rl import huggingface, kept, lora, sharding, text
 from alignment_rl.errors import UserError
-from alignment_rl.models.decoder import REMATS, Decoder, DecoderConfig
+from alignment_rl.models.decoder import REMATS, Decoder, DecoderConfig, Lora
 from alignment_rl.types import Tokenizer, TrainState
 
 
@@ -63,7 +65,14 @@ class Model:
   def with_dtype(self, dtype: str, remat: str = 'none') -> 'Model':
     """The same model with other inputs of its matrix products, no weights."""
     dtype = _matmul_dtype() if dtype == 'auto' else dtype
-    sizes = dataclasses.replace(self.config, dtype=dtype, remat=remat)
+    return self._with(dtype=dtype, remat=remat)
+
+  def without_lora(self) -> 'Model':
+    """The base of a model with adapters, no weights."""
+    return self._with(lora=None)
+
+  def _with(self, **changes):
+    sizes = dataclasses.replace(self.config, **changes)
     decoder = config_lib.load('models', self.family).make(sizes)
     return dataclasses.replace(self, decoder=decoder, stored=None)
 
@@ -75,6 +84,7 @@ def load_model(
   dtype: str,
   remat: str = 'none',
   attention: str = 'auto',
+  adapters: Lora | None = None,
 ) -> Model:
   """Reads a model from where `weights` points (see the module's docstring).
 
@@ -84,6 +94,7 @@ def load_model(
       where the hardware multiplies it, else float32).
     remat: what the backward pass computes again, a key of `decoder.REMATS`.
     attention: one of `attention.NAMES`.
+    adapters: what the decoder gets; the weights have none of it yet.
 
   Raises:
     UserError: nothing is there, it is not whole, or there is no such setting.
@@ -109,7 +120,7 @@ def load_model(
     sizes, params, tokenizer = _read_workdir(*place, module)
   else:
     sizes, params, tokenizer = _read_hf(pathlib.Path(weights), module)
-  sizes = dataclasses.replace(sizes, attention=attention)
+  sizes = dataclasses.replace(sizes, attention=attention, lora=adapters)
   model = Model(family, module.make(sizes), tokenizer, None)
   return dataclasses.replace(model.with_dtype(dtype, remat), stored=params)
 
@@ -122,7 +133,7 @@ def place(stored: Any, shardings: Any) -> Any:
   return jax.tree.map(
     lambda x, s: (
       x.place(s)
-      if isinstance(x, huggingface.Stored | _Kept)
+      if isinstance(x, huggingface.Stored | kept.Kept | kept.Merged)
       else sharding.to_global(x, s)
     ),
     stored,
@@ -138,8 +149,8 @@ def save_hf(
 ) -> None:
   """Writes a Hugging Face folder: config, safetensors, tokenizer, template.
 
-  `params` None writes all but the weights. The value head has no place in the
-  format; orbax checkpoints keep it.
+  `params` None writes all but the weights. Adapters are merged. The value head
+  has no place in the format; orbax checkpoints keep it.
 
   Args:
     shard_bytes: size of a safetensors file, at most.
@@ -153,6 +164,7 @@ def save_hf(
   (folder / 'config.json').write_text(json.dumps(fields, indent=2))
   model.tokenizer.save(folder)
   if params is not None:
+    params = lora.merge(params, model.config.lora)
     names = module.names(model.config)
     huggingface.write_tensors(folder, params, names, model.config, shard_bytes)
 
@@ -246,44 +258,7 @@ def workdir_at(source: str) -> tuple[pathlib.Path, int] | None:
 
 def _read_workdir(workdir, step, module):
   sizes, tokenizer = _read_hf_config(workdir / 'model', module)
-  path = (workdir / 'checkpoints' / str(step) / 'state').absolute()
-  with ocp.PyTreeCheckpointer() as reader:
-    found = reader.metadata(path).item_metadata.tree['params']
-  params = {
-    names: _Kept(path, names, metadata)
-    for names, metadata in traverse_util.flatten_dict(found).items()
-  }
-  return sizes, traverse_util.unflatten_dict(params), tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kept:
-  """A parameter of an orbax checkpoint, yet unread; as `huggingface.Stored`."""
-
-  path: pathlib.Path
-  names: tuple[str, ...]
-  metadata: Any
-
-  def __array__(self, dtype=None, copy=None):
-    found = self._restore(ocp.RestoreArgs(restore_type=np.ndarray))
-    return found.astype(dtype or found.dtype, copy=False)
-
-  def place(self, sharding):
-    return self._restore(ocp.ArrayRestoreArgs(sharding=sharding))
-
-  def _restore(self, how):
-    alone = lambda x: traverse_util.unflatten_dict({('params', *self.names): x})
-    with ocp.PyTreeCheckpointer() as reader:
-      found = reader.restore(
-        self.path,
-        args=ocp.args.PyTreeRestore(
-          item=alone(self.metadata),
-          restore_args=alone(how),
-          partial_restore=True,
-        ),
-      )
-    (leaf,) = jax.tree.leaves(found)
-    return leaf
+  return sizes, kept.read_step(workdir, step), tokenizer
 
 
 def _read_hf(folder, module):

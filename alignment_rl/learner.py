@@ -16,7 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from alignment_rl import checkpoint, objectives, optimizers, rollout, sharding
+from alignment_rl import (
+  checkpoint,
+  lora,
+  objectives,
+  optimizers,
+  rollout,
+  sharding,
+)
+from alignment_rl.errors import UserError
 from alignment_rl.models.decoder import Decoder
 from alignment_rl.types import TrainState
 
@@ -81,39 +89,54 @@ def state_shardings(
   """Abstract state and its shardings, before any array exists.
 
   Returns:
-    TrainState of ShapeDtypeStruct, TrainState of NamedSharding.
+    TrainState of ShapeDtypeStruct, TrainState of NamedSharding; their `params`
+    are those that a state holds, see `lora.split`.
+
+  Raises:
+    UserError: `trainable` matches no parameter, or with LoRA no adapter.
   """
 
   def init():
-    tokens = jnp.zeros((1, 1, 2), jnp.int32)
-    boxed = model.init(jax.random.key(0), tokens, method='init_everything')
-    params = boxed['params']
-    opt_state = tx.init(optimizers.split(params, trainable)[0])
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+    held = lora.split(_init(model, jax.random.key(0)))[1]
+    chosen, rest = optimizers.split(held, trainable)
+    if model.config.lora and not lora.adapters(optimizers.join(chosen, {})):
+      raise UserError(
+        f'config.optimizer.trainable={trainable!r} matches no adapter, so LoRA '
+        f'would learn nothing; include some of {sorted(rest)}'
+      )
+    return TrainState(jnp.zeros((), jnp.int32), held, tx.init(chosen))
 
   boxed = jax.eval_shape(init)
   return nn.meta.unbox(boxed), sharding.param_shardings(boxed, mesh)
 
 
 def param_shardings(model: Decoder, mesh: jax.sharding.Mesh) -> Any:
-  """Shardings of the parameters alone."""
-  return state_shardings(model, optax.identity(), mesh)[1].params
+  """Shardings of all parameters: base, adapters and heads."""
+  boxed = jax.eval_shape(lambda: _init(model, jax.random.key(0)))
+  return sharding.param_shardings(boxed, mesh)
 
 
 def place_params(model: Decoder, params: Any, shardings: Any, key: jax.Array):
   """Global float32 parameters: those of a model, or None = random.
 
-  Random ones are made sharded, from `key`.
+  Random ones, and adapters always, are made sharded, from `key`.
   """
-  if params is not None:
-    return checkpoint.place(params, shardings)
+  made = shardings if params is None else lora.adapters(shardings)
 
   def init(key):
-    tokens = jnp.zeros((1, 1, 2), jnp.int32)
-    boxed = model.init(key, tokens, method='init_everything')
-    return nn.meta.unbox(boxed['params'])
+    every = nn.meta.unbox(_init(model, key))
+    return every if params is None else lora.adapters(every)
 
-  return jax.jit(init, out_shardings=shardings)(key)
+  fresh = jax.jit(init, out_shardings=made)(key)
+  if params is None:
+    return fresh
+  return lora.join(checkpoint.place(params, lora.without(shardings)), fresh)
+
+
+def _init(model, key):
+  """All parameters, boxed with the names of their axes."""
+  tokens = jnp.zeros((1, 1, 2), jnp.int32)
+  return model.init(key, tokens, method='init_everything')['params']
 
 
 def fresh_state(
@@ -122,7 +145,10 @@ def fresh_state(
   shardings: TrainState,
   trainable: str = '.*',
 ) -> TrainState:
-  """Step 0 with its own copy of `params`, which stay the reference."""
+  """Step 0 with its own copy of `params`, which stay the reference.
+
+  With LoRA they are what `lora.split` gives a state to hold.
+  """
   start = lambda p: TrainState(
     jnp.int32(0), p, tx.init(optimizers.split(p, trainable)[0])
   )
@@ -191,19 +217,23 @@ def make_update(
   n_streams: int,
   trainable: str = '.*',
 ):
-  """Compiles `update(state, batch, passes, parts) -> (state, measured)`.
+  """Compiles `update(state, base, batch, passes, parts) -> (state, measured)`.
 
-  `state` is donated. `measured` holds float32 scalars over the global batch
-  and, under 'by_stream', float32 [n_streams]: token means (nats, or shares of
-  tokens), the distribution of |log-ratio| between sampler and trainer, the norm
-  of each stream's own gradient, and its cosine with the sum of those before it:
-  of the last stream, with all others. These two are NaN where passes are not
-  per stream. A stream without tokens in the batch has NaN means and cosine.
+  `state` is donated. `base` has the parameters that it does not hold (without
+  LoRA none, {}); they get no gradient.
+
+  `measured` holds float32 scalars over the global batch and, under 'by_stream',
+  float32 [n_streams]: token means (nats, or shares of tokens), the distribution
+  of |log-ratio| between sampler and trainer, the norm of each stream's own
+  gradient, and its cosine with the sum of those before it: of the last stream,
+  with all others. These two are NaN where passes are not per stream. A stream
+  without tokens in the batch has NaN means and cosine.
   """
   model = model.clone(mesh=mesh)
 
-  def loss_fn(chosen, rest, batch):
-    params, r = optimizers.join(chosen, rest), batch.rollout
+  def loss_fn(chosen, rest, base, batch):
+    params = lora.join(base, optimizers.join(chosen, rest))
+    r = batch.rollout
     logprobs, entropy, values = rollout.teacher_force(
       model,
       params,
@@ -248,7 +278,7 @@ def make_update(
     }
     return loss, (loss, sums, jnp.where(real, log_ratio, -1.0))
 
-  def update(state, batch, passes, parts):
+  def update(state, base, batch, passes, parts):
     cut = lambda x: x.reshape(-1, micro_batches, *x.shape[1:])
     batch = jax.tree.map(cut, batch)
     chosen, rest = optimizers.split(state.params, trainable)
@@ -267,7 +297,7 @@ def make_update(
         rollout=micro.rollout.replace(lengths=lengths),
       )
       part, (part_loss, part_sums, ratio) = jax.grad(loss_fn, has_aux=True)(
-        chosen, rest, micro
+        chosen, rest, base, micro
       )
       grads, loss, sums = jax.tree.map(
         jnp.add, (grads, loss, sums), (part, part_loss, part_sums)
@@ -329,7 +359,7 @@ def make_update(
   rows, one = sharding.rows(mesh), sharding.replicated(mesh)
   return jax.jit(
     update,
-    in_shardings=(shardings, rows, one, one),
+    in_shardings=(shardings, None, rows, one, one),
     out_shardings=(shardings, one),
     donate_argnums=0,
   )

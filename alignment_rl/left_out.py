@@ -92,7 +92,8 @@ def train_without(
     state = learner.fresh_state(top, tx, shardings, trainable)
     for step in range(settings.steps):
       batch = shelf.batch([rest[i] for _, i in deck.at(step)])
-      state, _ = update(state, sharding.to_global(batch, sharding.rows(mesh)))
+      batch = sharding.to_global(batch, sharding.rows(mesh))
+      state, _ = update(state, {}, batch)
       progress()
     yield (
       (field, value),

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from alignment_rl import optimizers, rollout, rubrics, sharding, text
+from alignment_rl import lora, optimizers, rollout, rubrics, sharding, text
 from alignment_rl.errors import UserError
 from alignment_rl.models.decoder import Decoder
 from alignment_rl.rewards import criterion
@@ -247,17 +247,21 @@ def make_update(
   trainable: str,
   scale: float,
 ):
-  """Compiles `update(state, batch) -> (state, measured)`; donates `state`."""
+  """Compiles `update(state, base, batch) -> (state, measured)`.
+
+  `state` is donated; `base` has the parameters that it does not hold.
+  """
   model = model.clone(mesh=mesh)
 
-  def loss_fn(chosen, rest, batch):
-    found = contrasts(model, optimizers.join(chosen, rest), batch)
+  def loss_fn(chosen, rest, base, batch):
+    params = lora.join(base, optimizers.join(chosen, rest))
+    found = contrasts(model, params, batch)
     value, accuracy = loss(found, batch['weights'], scale)
     return value, {'loss': value, 'accuracy': accuracy}
 
-  def update(state, batch):
+  def update(state, base, batch):
     chosen, rest = optimizers.split(state.params, trainable)
-    grads, measured = jax.grad(loss_fn, has_aux=True)(chosen, rest, batch)
+    grads, measured = jax.grad(loss_fn, has_aux=True)(chosen, rest, base, batch)
     updates, opt_state = tx.update(grads, state.opt_state, chosen)
     params = optimizers.join(optax.apply_updates(chosen, updates), rest)
     measured['gradient_norm'] = optax.tree.norm(grads)
@@ -266,7 +270,7 @@ def make_update(
   rows, one = sharding.rows(mesh), sharding.replicated(mesh)
   return jax.jit(
     update,
-    in_shardings=(shardings, rows),
+    in_shardings=(shardings, None, rows),
     out_shardings=(shardings, one),
     donate_argnums=0,
   )

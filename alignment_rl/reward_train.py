@@ -17,6 +17,7 @@ from absl import flags
 from alignment_rl import (
   checkpoint,
   learner,
+  lora,
   metrics,
   mixture,
   optimizers,
@@ -39,10 +40,11 @@ def reward_train(config, workdir: str) -> None:
   tx = optimizers.make_optimizer(steps=config.steps, **optimizer)
   examples = keep(make_examples(config), r.leave_out)
   mesh = sharding.make_mesh(config.mesh)
+  m = config.model
+  adapters = lora.settings(m.lora_rank, m.lora_alpha, m.lora_targets)
   model = checkpoint.load_model(
-    config.model.weights, family=config.model.module,
-    dtype=config.model.dtype, remat=config.model.remat,
-    attention=config.model.attention,
+    m.weights, family=m.module, dtype=m.dtype, remat=m.remat,
+    attention=m.attention, adapters=adapters,
   )  # fmt: skip
   sharding.check_fit(
     mesh, model.config, {'3 x config.reward_model.batch': 3 * r.batch}
@@ -70,32 +72,34 @@ def reward_train(config, workdir: str) -> None:
     slots=r.batch,
     seed=config.seed,
   )
+  frozen = model.config.layers - layers
+  upper = type(model.decoder)(model.config.part(slice(frozen, None)))
+  abstract, shardings = learner.state_shardings(upper, tx, mesh, trainable)
   train.prepare_workdir(folder, config, model)
 
   # ------------------------------------------- state of the upper, trained part
   root = jax.random.key(config.seed)
-  start = learner.place_params(
-    model.decoder, model.stored,
-    learner.param_shardings(model.decoder, mesh),
-    jax.random.fold_in(root, Purpose.INIT),
-  )  # fmt: skip
-  frozen = model.config.layers - layers
-  (lower, fixed), (upper, params) = rollout.cut(model.decoder, start, frozen)
-  abstract, shardings = learner.state_shardings(upper, tx, mesh, trainable)
-  state = learner.fresh_state(params, tx, shardings, trainable)
+  start = train.place_start(
+    folder, model, mesh, jax.random.fold_in(root, Purpose.INIT)
+  )
+  (lower, fixed), (_, params) = rollout.cut(model.decoder, start, frozen)
+  base, held = lora.split(params)
+  state = learner.fresh_state(held, tx, shardings, trainable)
   saver = checkpoint.Checkpointer(folder, keep=config.checkpoint.keep)
-  # On disk the parameters are whole, so that a workdir is a model.
-  whole = lambda state: state.replace(params=rollout.join(fixed, state.params))
+  # On disk are the parameters of all layers, so that a workdir is a model.
+  below = lora.split(fixed)[1]
+  whole = lambda state: state.replace(params=rollout.join(below, state.params))
   if saver.latest() is not None:
     target = TrainState(
-      abstract.step, jax.eval_shape(lambda: start), abstract.opt_state
+      abstract.step,
+      jax.eval_shape(lambda: lora.split(start)[1]),
+      abstract.opt_state,
     )
-    placed = shardings.replace(
-      params=learner.param_shardings(model.decoder, mesh)
-    )
+    every = learner.param_shardings(model.decoder, mesh)
+    placed = shardings.replace(params=lora.split(every)[1])
     found, _ = saver.restore(target, placed)
-    _, (_, params) = rollout.cut(model.decoder, found.params, frozen)
-    state = found.replace(params=params)
+    _, (_, held) = rollout.cut(model.decoder, found.params, frozen)
+    state = found.replace(params=held)
   update = reward_learner.make_update(
     upper, tx, shardings, mesh, trainable, r.scale
   )
@@ -113,7 +117,7 @@ def reward_train(config, workdir: str) -> None:
       else reward_learner.pad(picked, model.tokenizer.pad_id)
     )
     batch = sharding.to_global(batch, sharding.rows(mesh))
-    state, measured = update(state, batch)
+    state, measured = update(state, base, batch)
     measured = {k: float(v) for k, v in sharding.to_host(measured).items()}
     step += 1
     metrics.check_finite(step, measured)

@@ -7,6 +7,7 @@ differentiates; `TextScorer` is the judge that rewards and benchmarks read with.
 """
 
 import copy
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignment_rl import sharding, text
+from alignment_rl import lora, sharding, text
 from alignment_rl.models.decoder import Decoder
 from alignment_rl.types import KVCache, Rollout, Tokenizer
 
@@ -198,16 +199,30 @@ class Sampler:
     length: int,
     eos_ids: Sequence[int],
     temperature: float = 1.0,
+    dtype: str = '',
   ):
-    """`length` is C, tokens; `temperature` 0 takes the likeliest token."""
+    """What it draws.
+
+    Args:
+      length: C, tokens.
+      temperature: 0 takes the likeliest token.
+      dtype: inputs of the matrix products that add tokens; prompts are read in
+        the model's, '' does both in it.
+    """
     self.group, self.length = group, length
     model = model.clone(mesh=mesh)
     rows, one = sharding.rows(mesh), sharding.replicated(mesh)
     self.rows = rows
     self._sample = jax.jit(
       functools.partial(
-        _sample, model, group, length, tuple(eos_ids), temperature
-      ),
+        _sample,
+        model,
+        group,
+        length,
+        tuple(eos_ids),
+        temperature,
+        dtype or model.config.dtype,
+      ),  # fmt: skip
       in_shardings=(None, rows, rows, rows, one),
       out_shardings=rows,
     )
@@ -238,13 +253,20 @@ class Sampler:
 
 
 def _sample(
-  model, G, C, eos_ids, temperature, params, prompts, prompt_lengths, slots, key
-):
-  c = model.config
+  model, G, C, eos_ids, temperature, dtype,
+  params, prompts, prompt_lengths, slots, key,
+):  # fmt: skip
+  # With LoRA, merged once: two more products at every token would cost more.
+  params = lora.merge(params, model.config.lora)
+  sizes = dataclasses.replace(model.config, lora=None)
+  reader = type(model)(sizes)
+  writer = type(model)(dataclasses.replace(sizes, dtype=dtype))
   B = prompts.shape[0]
-  params = cast_matrices(params, c.dtype)
-  last, prefix = prefill(model, params, prompts, prompt_lengths)
-  prefix = jax.tree.map(lambda x: x.astype(c.dtype), prefix)
+  last, prefix = prefill(
+    reader, cast_matrices(params, sizes.dtype), prompts, prompt_lengths
+  )
+  params = cast_matrices(params, dtype)
+  prefix = jax.tree.map(lambda x: x.astype(dtype), prefix)
   fold = jax.random.fold_in
   keys = jax.vmap(
     lambda r: jax.vmap(lambda g: fold(fold(key, r), g))(jnp.arange(G))
@@ -261,7 +283,7 @@ def _sample(
     return token, jnp.take_along_axis(logprobs, token[..., None], -1)[..., 0]
 
   *_, tokens, logprobs, lengths = decode(
-    model, params, jnp.broadcast_to(last[:, None], (B, G, last.shape[-1])),
+    writer, params, jnp.broadcast_to(last[:, None], (B, G, last.shape[-1])),
     prefix, prompt_lengths, C, eos_ids, choose, jnp.zeros((B, G), bool),
   )  # fmt: skip
   return Rollout(prompts, prompt_lengths, tokens, lengths, logprobs)

@@ -20,7 +20,9 @@ from absl import flags
 from alignment_rl import (
   checkpoint,
   experience,
+  kept,
   learner,
+  lora,
   metrics,
   mixture,
   optimizers,
@@ -60,9 +62,15 @@ def train(config, workdir: str) -> None:
   )
   golds = make_golds(config, names)
   mesh = sharding.make_mesh(config.mesh)
+  m = config.model
+  dtypes = ('', 'float32', 'bfloat16', 'auto')
+  config_lib.choose(m.sample_dtype, dtypes, 'model.sample_dtype')
+  adapters = lora.settings(m.lora_rank, m.lora_alpha, m.lora_targets)
+  if adapters and algorithm.name == 'ppo':
+    trainable += '|value_head'  # It is new, so it is no part of any base.
   model = checkpoint.load_model(
-    config.model.weights, family=config.model.module, dtype=config.model.dtype,
-    remat=config.model.remat, attention=config.model.attention,
+    m.weights, family=m.module, dtype=m.dtype, remat=m.remat,
+    attention=m.attention, adapters=adapters,
   )  # fmt: skip
   if b.prompts % b.micro_batches:
     raise UserError(
@@ -91,16 +99,18 @@ def train(config, workdir: str) -> None:
 
   # ------------------------------------------------ state: resume or initialise
   root = jax.random.key(config.seed)
-  # The reference is where the run began, never a resumed checkpoint.
-  reference = learner.place_params(
-    model.decoder, model.stored, shardings.params,
-    jax.random.fold_in(root, Purpose.INIT),
-  )  # fmt: skip
+  start = place_start(
+    folder, model, mesh, jax.random.fold_in(root, Purpose.INIT)
+  )
+  # The reference is where the run began, never a resumed checkpoint. With LoRA
+  # that is the base, which policy and reference share.
+  base, held = lora.split(start)
+  reference, frozen = lora.without(start), model.without_lora()
   model = model.without_params()  # Free the host's copy.
-  judge = make_judge(config, config.judge.weights, model, reference, mesh)
+  judge = make_judge(config, config.judge.weights, frozen, reference, mesh)
   golds = [
     dataclasses.replace(
-      g, judge=make_judge(config, w, model, None, mesh) if w else judge
+      g, judge=make_judge(config, w, frozen, None, mesh) if w else judge
     )
     for g in golds
     for w in [config.gold[g.name].weights]
@@ -109,7 +119,7 @@ def train(config, workdir: str) -> None:
   ledger = mixture.DoseLedger(names)
   scales = {}
   if saver.latest() is None:
-    state = learner.fresh_state(reference, tx, shardings, trainable)
+    state = learner.fresh_state(held, tx, shardings, trainable)
   else:
     state, host_state = saver.restore(abstract, shardings)
     ledger.restore(host_state['ledger'])
@@ -120,8 +130,13 @@ def train(config, workdir: str) -> None:
   sampler = rollout.Sampler(
     model.decoder, mesh, group=b.samples or b.group, length=b.completion_length,
     eos_ids=model.tokenizer.eos_ids, temperature=algorithm.temperature,
+    dtype=model.with_dtype(m.sample_dtype or m.dtype).config.dtype,
   )  # fmt: skip
-  scores = learner.make_scores(model.decoder, mesh, algorithm.temperature)
+  make_scores = lambda decoder: learner.make_scores(
+    decoder, mesh, algorithm.temperature
+  )
+  scores = make_scores(frozen.decoder)
+  policy_scores = make_scores(model.decoder) if base else scores
   loss = learner.LossSettings(
     temperature=algorithm.temperature,
     clip_low=algorithm.clip_low,
@@ -137,7 +152,7 @@ def train(config, workdir: str) -> None:
 
   if algorithm.scale_prompts and not scales:
     scales = experience.reference_scales(
-      used, sampler, reference, jax.random.fold_in(root, Purpose.SCALE),
+      used, sampler, start, jax.random.fold_in(root, Purpose.SCALE),
       model.tokenizer, judge, prompts=algorithm.scale_prompts,
       batch=b.prompts, length=b.prompt_length,
     )  # fmt: skip
@@ -152,9 +167,10 @@ def train(config, workdir: str) -> None:
     owner = np.array([i for i, _ in picked], np.int32)
     examples = [streams[i].examples[record] for i, record in picked]
     key = jax.random.fold_in(jax.random.fold_in(root, Purpose.SAMPLE), step)
+    policy = lora.join(base, state.params)
     rolled, demonstration = experience.roll(
       examples, [streams[i].reward is None for i in owner], sampler,
-      state.params, key, model.tokenizer, b.prompt_length,
+      policy, key, model.tokenizer, b.prompt_length,
     )  # fmt: skip
     host = sharding.to_host(rolled)
     watch.lap('sample')
@@ -169,7 +185,7 @@ def train(config, workdir: str) -> None:
     reference_logprobs = sharding.to_host(scores(reference, rolled)[0])
     values = np.zeros_like(reference_logprobs)
     if algorithm.name == 'ppo':
-      values = sharding.to_host(scores(state.params, rolled)[1])
+      values = sharding.to_host(policy_scores(policy, rolled)[1])
     watch.lap('reference')
 
     scaled = experience.scaled(rewards, owner, streams, scales)
@@ -186,7 +202,7 @@ def train(config, workdir: str) -> None:
     )
     batch = sharding.to_global(batch, sharding.rows(mesh))
     for _ in range(algorithm.epochs):
-      state, measured = update(state, batch, passes, parts)
+      state, measured = update(state, base, batch, passes, parts)
     state = learner.advance(state, mesh)
     measured = sharding.to_host(measured)
     watch.lap('update')
@@ -252,6 +268,18 @@ def prepare_workdir(folder: pathlib.Path, config, model) -> None:
     given = json.loads(config.to_json_best_effort())
     metrics.write_json(folder / 'config.json', given)
     checkpoint.save_hf(folder / 'model', model, None)
+
+
+def place_start(folder: pathlib.Path, model, mesh, key):
+  """All parameters that a run begins with; with LoRA it keeps their base."""
+  stored = kept.read_base(folder)
+  start = learner.place_params(
+    model.decoder, stored or model.stored,
+    learner.param_shardings(model.decoder, mesh), key,
+  )  # fmt: skip
+  if model.config.lora and not stored:
+    kept.save_base(folder, lora.without(start), model.config.lora)
+  return start
 
 
 def check_same(folder: pathlib.Path, config) -> None:

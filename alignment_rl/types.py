@@ -3,7 +3,7 @@
 Axis letters, used in every docstring, comment and einsum: B prompts per step,
 G completions per prompt, P prompt length, C completion length, S cache slots,
 T tokens of one call, V vocab, D embed, L layers, Q query heads, K kv heads,
-R query heads per kv head (Q = K R), H head dim, F mlp.
+R query heads per kv head (Q = K R), H head dim, F mlp, N rank of LoRA.
 """
 
 import dataclasses

@@ -77,6 +77,12 @@ def get_config() -> ConfigDict:
   c.model.remat = 'none'
   # 'einsum' | 'splash', the kernel for TPUs | 'auto', the kernel where it pays
   c.model.attention = 'auto'
+  # of the products that add tokens to a rollout; '' = as dtype
+  c.model.sample_dtype = ''
+  # LoRA: adapters of this rank learn, the weights stay; 0 = none
+  c.model.lora_rank = 0
+  c.model.lora_alpha = 32.0  # adapters count alpha / rank times
+  c.model.lora_targets = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 
   c.mesh = ConfigDict()  # devices along each axis; -1 fills one of them
   c.mesh.data = -1  # rows
@@ -130,7 +136,9 @@ def get_config() -> ConfigDict:
   c.optimizer.weight_decay = 0.0
   c.optimizer.b1 = 0.9
   c.optimizer.b2 = 0.99
-  c.optimizer.trainable = '.*'  # regular expression over paths as 'layers/q'
+  # regular expression over paths as 'layers/q'; with LoRA over adapters, as
+  # 'layers/q_lora/a', and ppo's value head learns too
+  c.optimizer.trainable = '.*'
 
   c.checkpoint = ConfigDict()
   c.checkpoint.every = 50  # steps

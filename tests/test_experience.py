@@ -56,9 +56,7 @@ def test_equal_rewards_keep_the_first_drawn():
 
 def test_taken_completions_bring_all_that_is_theirs():
   n = np.arange(2 * 3 * 2).reshape(2, 3, 2)
-  host = Rollout(
-    np.zeros((2, 4)), np.array([3, 4]), n, n[..., 0] % 3, n / 10
-  )
+  host = Rollout(np.zeros((2, 4)), np.array([3, 4]), n, n[..., 0] % 3, n / 10)
   found = experience.take(host, np.array([[0, 2], [1, 2]], np.int32))
   np.testing.assert_array_equal(found.completions[0], n[0, [0, 2]])
   np.testing.assert_array_equal(found.lengths[1], (n[..., 0] % 3)[1, 1:])

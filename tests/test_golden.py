@@ -55,7 +55,7 @@ def test_golden_step(tiny, one_device):
     batch.stream, np.ones(4, bool), 2, 2, per_stream=True
   )
   for _ in range(3):
-    state, measured = update(state, batch, *passes)
+    state, measured = update(state, {}, batch, *passes)
   params, measured = jax.device_get((state.params, measured))
 
   found = {k: float(v) for k, v in measured.items() if k != 'by_stream'} | {

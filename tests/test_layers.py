@@ -14,7 +14,7 @@ FOLDERS = ('models', 'streams', 'rewards', 'scenarios', 'benchmarks')
 # and those below.
 LEVELS = (
   'types text config errors sources mixture sharding metrics checkpoint stats '
-  'huggingface reward_tables answer_pairs reporting axes attention',
+  'lora kept huggingface reward_tables answer_pairs reporting axes attention',
   'objectives scoring refusals ifeval rubrics endpoint judge probes models '
   'streams rewards scenarios',
   'rollout learner reward_learner optimizers experience pool streaming serving',
@@ -27,6 +27,8 @@ LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names.split()}
 # (importer, imported): why.
 EXCEPTIONS = {
   ('sharding', 'models.decoder'): 'reads sizes off a DecoderConfig',
+  ('lora', 'models.decoder'): 'knows which matrices a layer has',
+  ('kept', 'models.decoder'): 'a base is kept with how adapters count',
   ('checkpoint', 'models.decoder'): 'a stored model is a DecoderConfig first',
   ('huggingface', 'models.decoder'): 'a config.json is a DecoderConfig',
   ('streams.traits', 'scenarios.schema'): 'the stream that reads the data set',

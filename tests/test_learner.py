@@ -91,7 +91,7 @@ def apply(
   )  # fmt: skip
   placed = sharding.to_global(batch, sharding.rows(mesh))
   for _ in range(updates):
-    state, measured = update(state, placed, *passes)
+    state, measured = update(state, {}, placed, *passes)
   return jax.device_get((state.params, measured))
 
 
@@ -429,7 +429,7 @@ def test_update_donates_its_state_and_compiles_once(tiny, mesh, batch):
       batch.stream, batch.weights.any((1, 2)), 2, N_STREAMS, per_stream
     )
     placed = sharding.to_global(batch, sharding.rows(mesh))
-    state, _ = update(state, placed, *passes)
+    state, _ = update(state, {}, placed, *passes)
     state = learner.advance(state, mesh)
   assert update._cache_size() == 1
   assert int(state.step) == 3

@@ -169,7 +169,7 @@ def test_it_learns_which_reply_meets_a_statement(tiny, mesh):
   batch = sharding.to_global(batch, sharding.rows(mesh))
   measured = []
   for _ in range(40):
-    state, found = update(state, batch)
+    state, found = update(state, {}, batch)
     measured.append(jax.tree.map(float, found))
   assert measured[0]['loss'] > 0.3
   assert measured[-1]['loss'] < 0.1 and measured[-1]['accuracy'] == 1

@@ -18,6 +18,7 @@ along, so a model of many layers compiles as one, windows or not.
 """
 
 import dataclasses
+import re
 
 import chex
 import flax.linen as nn
@@ -36,6 +37,9 @@ REMATS = {
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
+# The matrices of a layer: what LoRA can stand beside.
+PROJECTIONS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -50,6 +54,21 @@ class RopeScaling:
   low: float = 1.0
   high: float = 2.0
   length: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+  """Trained low-rank terms beside frozen matrices: see `alignment_rl/lora.py`.
+
+  Attributes:
+    rank: N.
+    alpha: the term is multiplied by alpha / rank.
+    targets: which of PROJECTIONS have one.
+  """
+
+  rank: int
+  alpha: float
+  targets: tuple[str, ...] = PROJECTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +99,7 @@ class DecoderConfig:
   windows: tuple[int, ...] = ()  # () = no layer has one
   window_theta: float = 0.0  # RoPE of layers with a window; 0 = as the others
   dtype: str = 'float32'  # inputs of matrix products
+  lora: Lora | None = None  # None leaves such terms out, if there are any
   remat: str = 'none'  # what is computed again going backward: see REMATS
   attention: str = 'auto'  # 'auto' | 'einsum' | 'splash', see attention.py
 
@@ -224,28 +244,31 @@ class _Block(nn.Module):
   @nn.compact
   def __call__(self, carry, each, context):
     c = self.config
-    D, Q, K, H, F = c.embed, c.heads, c.kv_heads, c.head_dim, c.mlp
+    axes = {
+      'D': ('embed', c.embed), 'Q': ('heads', c.heads), 'F': ('mlp', c.mlp),
+      'K': ('kv_heads', c.kv_heads), 'H': ('head_dim', c.head_dim),
+    }  # fmt: skip
     x, cache = carry
     layer, window, prefix = each
-
-    def weight(name, axes, shape):
-      return self.param(name, _init(0.02, axes), shape)
 
     def norm(name, x, axis='embed'):
       return _norm(x, self.param(name, _scale(c, axis), x.shape[-1:]), c)
 
-    def project(name, x, axis, n):
-      out = weight(name, ('embed', axis, 'head_dim'), (D, n, H))
-      out = _dot('BGTD,DNH->BGTNH', x, out, c)
-      if c.qkv_bias:
-        out += self.param(f'{name}_bias', _zeros((axis, 'head_dim')), (n, H))
+    def project(name, letters, x):
+      _, w_letters, _ = re.split(',|->', letters)
+      logical, sizes = zip(*(axes[i] for i in w_letters), strict=True)
+      w = self.param(name, _init(0.02, logical), sizes)
+      out = _dot(letters, x, w, c)
+      if c.lora and name in c.lora.targets:
+        out += _Lora(c, name=f'{name}_lora')(letters, x, axes)
+      if c.qkv_bias and name in ('q', 'k', 'v'):
+        out += self.param(f'{name}_bias', _zeros(logical[1:]), sizes[1:])
       return out
 
     y = norm('attention_norm', x)
-    q = project('q', y, 'heads', Q)
-    k = project('k', y, 'kv_heads', K)
-    v = project('v', y, 'kv_heads', K)
-    o = weight('o', ('heads', 'head_dim', 'embed'), (Q, H, D))
+    q = project('q', 'BGTD,DQH->BGTQH', y)
+    k = project('k', 'BGTD,DKH->BGTKH', y)
+    v = project('v', 'BGTD,DKH->BGTKH', y)
     if c.qk_norm:
       q = norm('q_norm', q, 'head_dim')
       k = norm('k_norm', k, 'head_dim')
@@ -269,16 +292,42 @@ class _Block(nn.Module):
       )
       k, v = cache.k[layer], cache.v[layer]
     y = attention.attend(q, k, v, prefix, window, context, c, self.mesh)
-    y = _dot('BGTQH,QHD->BGTD', y, o, c)
+    y = project('o', 'BGTQH,QHD->BGTD', y)
     x = x + (norm('attention_post_norm', y) if c.post_norms else y)
 
     y = norm('mlp_norm', x)
-    gate = _dot('BGTD,DF->BGTF', y, weight('gate', ('embed', 'mlp'), (D, F)), c)
-    up = _dot('BGTD,DF->BGTF', y, weight('up', ('embed', 'mlp'), (D, F)), c)
-    down = weight('down', ('mlp', 'embed'), (F, D))
-    y = _dot('BGTF,FD->BGTD', _ACTIVATIONS[c.activation](gate) * up, down, c)
+    gate = project('gate', 'BGTD,DF->BGTF', y)
+    up = project('up', 'BGTD,DF->BGTF', y)
+    y = project('down', 'BGTF,FD->BGTD', _ACTIVATIONS[c.activation](gate) * up)
     x = x + (norm('mlp_post_norm', y) if c.post_norms else y)
     return (x, cache), own
+
+
+class _Lora(nn.Module):
+  """What LoRA adds to a projection: (alpha / rank) (x A) B, 0 at the start.
+
+  On the activations, so that no gradient of the size of the frozen matrix is
+  ever made.
+  """
+
+  config: DecoderConfig
+
+  @nn.compact
+  def __call__(self, letters, x, axes):
+    c, N = self.config, self.config.lora.rank
+    wide, w, out = re.split(',|->', letters)
+    inner = ''.join(i for i in w if i not in out)
+    outer = ''.join(i for i in w if i in out)
+    low = wide.replace(inner, 'N')
+    of = lambda letters: zip(*(axes[i] for i in letters), strict=True)
+    (a_axes, a_sizes), (b_axes, b_sizes) = of(inner), of(outer)
+    # An entry of x A is as large as one of x, whatever the sizes.
+    start = _init(np.prod(a_sizes) ** -0.5, (*a_axes, 'rank'))
+    a = self.param('a', start, (*a_sizes, N))
+    b = self.param('b', _zeros(('rank', *b_axes)), (N, *b_sizes))
+    x = _dot(f'{wide},{inner}N->{low}', x, a, c)
+    x = _dot(f'{low},N{outer}->{out}', x, b, c)
+    return x * (c.lora.alpha / N)
 
 
 _ACTIVATIONS = {'silu': nn.silu, 'gelu_tanh': nn.gelu}
