@@ -38,7 +38,7 @@ def reward_train(config, workdir: str) -> None:
   trainable = optimizer.pop('trainable')
   tx = optimizers.make_optimizer(steps=config.steps, **optimizer)
   examples = keep(make_examples(config), r.leave_out)
-  mesh = sharding.make_mesh(config.mesh)
+  mesh, _ = sharding.make_meshes(config.mesh)
   model = checkpoint.load_model(
     config.model.weights, family=config.model.module,
     dtype=config.model.dtype, remat=config.model.remat,
@@ -104,6 +104,7 @@ def reward_train(config, workdir: str) -> None:
   step, active = int(state.step), sharding.is_main()
   writer = metrics.Writer(folder, step=step, active=active)
   bar = metrics.progress(config.steps, step, folder.name, active)
+  compiled = metrics.Compilations()
   while step < config.steps:
     picked = [items[name][i] for name, i in deck.at(step)]
     batch = (
@@ -114,6 +115,7 @@ def reward_train(config, workdir: str) -> None:
     batch = sharding.to_global(batch, sharding.rows(mesh))
     state, measured = update(state, batch)
     measured = {k: float(v) for k, v in sharding.to_host(measured).items()}
+    measured['compilations'] = compiled.total  # of this process, so far
     step += 1
     metrics.check_finite(step, measured)
     writer.scalars(step - 1, measured)
@@ -122,6 +124,7 @@ def reward_train(config, workdir: str) -> None:
     bar.set_postfix_str(f'loss {measured["loss"]:.4f}')
     bar.update()
   bar.close()
+  compiled.close()
   writer.close()
   saver.close()
 

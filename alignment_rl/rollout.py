@@ -10,6 +10,7 @@ import copy
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -178,11 +179,27 @@ class Sampler:
     length: int,
     eos_ids: Sequence[int],
     temperature: float = 1.0,
+    layout: Any = None,
   ):
-    """`length` is C, tokens; `temperature` 0 takes the likeliest token."""
+    """Compiles at the first call.
+
+    Args:
+      mesh: where parameters come from and rollouts go to.
+      length: C, tokens.
+      temperature: 0 takes the likeliest token.
+      layout: shardings of the parameters while it samples, on another mesh of
+        the same devices: at each call they are narrowed to the model's dtype
+        and moved there, and the rollout is moved back. None = as they come.
+    """
     self.group, self.length = group, length
+    self.rows = sharding.rows(mesh)
+    self._layout = layout
+    if layout is not None:
+      mesh = jax.tree.leaves(layout)[0].mesh
     rows, one = sharding.rows(mesh), sharding.replicated(mesh)
-    self.rows = rows
+    self._own_rows = rows
+    # Half of what would be moved and held, where the dtype is half as wide.
+    self._narrow = jax.jit(lambda p: cast_matrices(p, model.config.dtype))
     self._sample = jax.jit(
       functools.partial(
         _sample, model, group, length, tuple(eos_ids), temperature
@@ -208,12 +225,17 @@ class Sampler:
       key: of (seed, purpose, step).
 
     Returns:
-      Global arrays, rows over the mesh.
+      Global arrays, rows over the mesh that the parameters came from.
     """
-    place = lambda x: sharding.to_global(np.asarray(x, np.int32), self.rows)
-    return self._sample(
+    if self._layout is not None:
+      params = jax.device_put(self._narrow(params), self._layout)
+    place = lambda x: sharding.to_global(
+      np.asarray(x, np.int32), self._own_rows
+    )
+    rolled = self._sample(
       params, place(prompts), place(prompt_lengths), place(slots), key
     )
+    return jax.device_put(rolled, self.rows)
 
 
 def _sample(

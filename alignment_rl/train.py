@@ -59,7 +59,7 @@ def train(config, workdir: str) -> None:
     steps=config.steps,
   )
   golds = make_golds(config, names)
-  mesh = sharding.make_mesh(config.mesh)
+  mesh, sampling = sharding.make_meshes(config.mesh)
   model = checkpoint.load_model(
     config.model.weights, family=config.model.module, dtype=config.model.dtype,
     remat=config.model.remat,
@@ -71,13 +71,17 @@ def train(config, workdir: str) -> None:
     )
   rows = {'config.batch.prompts / micro_batches': b.prompts // b.micro_batches}
   sharding.check_fit(mesh, model.config, rows)
+  sharding.check_fit(
+    sampling, model.config, {'config.batch.prompts': b.prompts}
+  )
   used = [
     s
     for s in streams
     if config.streams[s.name].weight or config.streams[s.name].fraction
   ]
+  prompt_lengths = (*b.prompt_buckets, b.prompt_length)
   experience.check_lengths(
-    used, model.tokenizer, b.prompt_length, b.completion_length
+    used, model.tokenizer, prompt_lengths, b.completion_length
   )
   abstract, shardings = learner.state_shardings(
     model.decoder, tx, mesh, trainable
@@ -115,6 +119,8 @@ def train(config, workdir: str) -> None:
   sampler = rollout.Sampler(
     model.decoder, mesh, group=b.group, length=b.completion_length,
     eos_ids=model.tokenizer.eos_ids, temperature=algorithm.temperature,
+    layout=None if sampling is mesh
+    else learner.param_shardings(model.decoder, sampling),
   )  # fmt: skip
   scores = learner.make_scores(model.decoder, mesh, algorithm.temperature)
   loss = learner.LossSettings(
@@ -134,13 +140,14 @@ def train(config, workdir: str) -> None:
     scales = experience.reference_scales(
       used, sampler, reference, jax.random.fold_in(root, Purpose.SCALE),
       model.tokenizer, judge, prompts=algorithm.scale_prompts,
-      batch=b.prompts, length=b.prompt_length,
+      batch=b.prompts, lengths=prompt_lengths,
     )  # fmt: skip
 
   # ----------------------------------------------------------------------- loop
   main_process = jax.process_index() == 0
   writer = metrics.Writer(folder, step=step, active=main_process)
   bar = metrics.progress(config.steps, step, folder.name, main_process)
+  compiled = metrics.Compilations()
   while step < config.steps:
     watch = Stopwatch()
     picked = [(names.index(name), record) for name, record in plan.at(step)]
@@ -149,7 +156,7 @@ def train(config, workdir: str) -> None:
     key = jax.random.fold_in(jax.random.fold_in(root, Purpose.SAMPLE), step)
     rolled, demonstration = experience.roll(
       examples, [streams[i].reward is None for i in owner], sampler,
-      state.params, key, model.tokenizer, b.prompt_length,
+      state.params, key, model.tokenizer, prompt_lengths,
     )  # fmt: skip
     host = sharding.to_host(rolled)
     watch.lap('sample')
@@ -195,6 +202,7 @@ def train(config, workdir: str) -> None:
     line |= ledger.shares() | watch.laps
     if log.gold_every and step % log.gold_every == 0:
       line |= experience.read_gold(golds, examples, owner, texts)
+    line['compilations'] = compiled.total  # of this process, so far
     metrics.check_finite(step, line)
     if (step + 1) % log.every == 0 or step + 1 == config.steps:
       writer.scalars(step, line)
@@ -213,6 +221,7 @@ def train(config, workdir: str) -> None:
     )
     bar.update()
   bar.close()
+  compiled.close()
   writer.close()
   saver.close()
 
@@ -289,8 +298,9 @@ def make_judge(config, weights, model, reference, mesh) -> rollout.TextScorer:
   else:
     judge, params = model.with_dtype(config.judge.dtype), reference
   return rollout.TextScorer(
-    judge.decoder, params, judge.tokenizer, mesh, rows=config.judge.rows
-  )
+    judge.decoder, params, judge.tokenizer, mesh, rows=config.judge.rows,
+    coarse=True,
+  )  # fmt: skip
 
 
 class Stopwatch:
