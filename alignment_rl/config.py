@@ -190,6 +190,11 @@ def define_config_flags() -> None:
   """The flags of a program that takes a config: --config and --workdir."""
   config_flags.DEFINE_config_file('config', None, 'FILE.py[:VARIANT]')
   flags.DEFINE_string('workdir', None, 'where the run writes')
+  define_distributed_flag()
+
+
+def define_distributed_flag() -> None:
+  """--distributed, as `sharding.start_distributed` takes it."""
   flags.DEFINE_string(
     'distributed',
     '',

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 
 import jax
 from absl import flags
@@ -38,6 +39,8 @@ from alignment_rl.errors import UserError
 from alignment_rl.jobs import hear_replies, plan, read_choices
 
 _FLAGS = flags.FLAGS
+
+ROWS_ALONE = {'data': -1, 'fsdp': 1, 'tensor': 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,7 @@ def evaluate(
   judge=None,
   rows: int = 8,
   family: str = 'llama',
+  sizes: Mapping[str, int] = ROWS_ALONE,
 ) -> list[dict]:
   """Runs a checkpoint, from where `output` ends; returns the lines written.
 
@@ -81,6 +85,7 @@ def evaluate(
     data: folder of the public sets.
     judge: (examples, replies) -> float [n], of the judged benchmarks.
     rows: prompts at a time.
+    sizes: of the mesh.
 
   Raises:
     UserError: a public set is missing, or `output` holds an evaluation of
@@ -93,7 +98,7 @@ def evaluate(
     | dataclasses.asdict(settings),
   )
   done = {job: set(store.records(*job.place)) for job in jobs}
-  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+  mesh = sharding.make_mesh(sizes)
   model, params = learner.load(
     source, mesh, family=family, dtype=settings.dtype
   )
@@ -154,7 +159,14 @@ def _name(source):
   return (place[0] if place else pathlib.Path(source)).name
 
 
-def make_judge(source: str, url: str, model: str, family: str, cache: str):
+def make_judge(
+  source: str,
+  url: str,
+  model: str,
+  family: str,
+  cache: str,
+  sizes: Mapping[str, int] = ROWS_ALONE,
+):
   """Who scores the judged benchmarks: (examples, replies) -> float [n].
 
   Args:
@@ -163,6 +175,7 @@ def make_judge(source: str, url: str, model: str, family: str, cache: str):
     url: of an OpenAI-compatible endpoint, which is asked for verdicts.
     model: its name there.
     cache: folder of the endpoint's verdicts.
+    sizes: of the mesh.
   """
   if url:
     reward = config_lib.make(
@@ -170,7 +183,7 @@ def make_judge(source: str, url: str, model: str, family: str, cache: str):
       {'backend': 'endpoint', 'url': url, 'model': model, 'cache': cache},
     )  # fmt: skip
     return functools.partial(reward, judge=None)
-  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+  mesh = sharding.make_mesh(sizes)
   reader, params = learner.load(source, mesh, family=family)
   scorer = rollout.TextScorer(reader.decoder, params, reader.tokenizer, mesh)
   reward = config_lib.make('rewards', 'criterion', {'rubric': 'scenario'})
@@ -218,8 +231,11 @@ def main() -> None:
       'or package:NAME, or use --list'
     )
   under = conditions.read(_FLAGS.conditions, data)
+  sharding.start_distributed(_FLAGS.distributed)
+  sizes = {'data': -1, 'fsdp': _FLAGS.fsdp, 'tensor': _FLAGS.tensor}
   outputs = [_output(source, len(sources) > 1) for source in sources]
   for source, output in zip(sources, outputs, strict=True):
+    compiled = metrics.Compilations()
     temperature = _FLAGS.temperature
     if temperature is None:
       temperature = _trained_temperature(source)
@@ -228,7 +244,7 @@ def main() -> None:
     if any(b.judged for b in benchmarks):
       judge = make_judge(
         who, _FLAGS.judge_url, _FLAGS.judge_model, _FLAGS.family,
-        str(output / 'verdicts'),
+        str(output / 'verdicts'), sizes,
       )  # fmt: skip
     found = evaluate(
       source, benchmarks, under, output=output, data=data, judge=judge,
@@ -237,13 +253,16 @@ def main() -> None:
         temperature=temperature, seed=_FLAGS.seed, dtype=_FLAGS.dtype,
         judge=f'{who} {_FLAGS.judge_model}'.strip(),
       ),
-      rows=_FLAGS.batch, family=_FLAGS.family,
+      rows=_FLAGS.batch, family=_FLAGS.family, sizes=sizes,
     )  # fmt: skip
-    for line in found:
+    for line in found if sharding.is_main() else ():
       score = 'unscored' if line['score'] is None else f'{line["score"]:.4f}'
       where = '' if line['condition'] == 'none' else f' {line["condition"]}'
       print(f'{line["benchmark"] + where:48s} n={line["n"]:<5d} {score}')
-    print(f'results: {output}', flush=True)
+    if sharding.is_main():
+      print(f'programs compiled: {compiled.total}')
+      print(f'results: {output}', flush=True)
+    compiled.close()
     # Each checkpoint has programs of its own: they would pile up in memory.
     jax.clear_caches()
 
@@ -309,6 +328,9 @@ if __name__ == '__main__':
     'completion_length', 0, "tokens of a reply; 0 = each benchmark's own"
   )
   flags.DEFINE_integer('batch', 8, 'prompts at a time')
+  flags.DEFINE_integer('fsdp', 1, 'devices that share the parameters')
+  flags.DEFINE_integer('tensor', 1, 'devices that share every product')
+  config_lib.define_distributed_flag()
   flags.DEFINE_float(
     'temperature', None,
     'of replies; 0 = greedy; default: what a run was trained at, else 1',

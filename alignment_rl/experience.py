@@ -5,6 +5,7 @@ completions and the rewards, so nothing needs to be exchanged but completions.
 """
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -44,15 +45,25 @@ class Stream:
   reward: RewardFn | None
 
 
-def check_lengths(streams, tokenizer, prompt_length, completion_length):
-  """Every prompt and demonstration fits, or says which does not."""
+def check_lengths(streams, tokenizer, prompt_lengths, completion_length):
+  """Every prompt and demonstration fits, or says which does not.
+
+  Args:
+    prompt_lengths: the buckets and, last, `config.batch.prompt_length`.
+  """
+  *buckets, longest = prompt_lengths
+  if any(a >= b for a, b in itertools.pairwise((0, *prompt_lengths))):
+    raise UserError(
+      f'config.batch.prompt_buckets={tuple(buckets)}; expected ascending '
+      f'lengths above 0 and below config.batch.prompt_length={longest}'
+    )
   for stream in streams:
     for example in stream.examples:
       n = len(tokenizer.encode_chat(example.messages))
-      if n > prompt_length:
+      if n > longest:
         raise UserError(
           f'{example.id} has a prompt of {n} tokens, over '
-          f'config.batch.prompt_length={prompt_length}; raise it'
+          f'config.batch.prompt_length={longest}; raise it'
         )
       if stream.reward is None:
         n = len(tokenizer.encode(example.target)) + 1
@@ -64,30 +75,29 @@ def check_lengths(streams, tokenizer, prompt_length, completion_length):
 
 
 def roll(
-  examples, demonstrated, sampler, params, key, tokenizer, prompt_length
+  examples, demonstrated, sampler, params, key, tokenizer, prompt_lengths
 ):
   """Completions of every slot: sampled, or for a demonstration its target.
+
+  Args:
+    prompt_lengths: ascending; P is the first that holds every prompt.
 
   Returns:
     Rollout of global arrays, and bool [B, G]: rows that demonstrate. A
     demonstrated slot has its target first and G - 1 empty rows.
   """
-  prompts, prompt_lengths = text.pad(
-    [tokenizer.encode_chat(e.messages) for e in examples],
-    prompt_length,
-    tokenizer.pad_id,
-  )
+  tokens = [tokenizer.encode_chat(e.messages) for e in examples]
+  P = text.first_that_holds(max(map(len, tokens)), prompt_lengths)
+  prompts, lengths = text.pad(tokens, P, tokenizer.pad_id)
   shape = (len(examples), sampler.group, sampler.length)
   demonstrated = np.array(demonstrated)
   if demonstrated.all():
     rolled = Rollout(
-      prompts, prompt_lengths, np.zeros(shape, np.int32),
+      prompts, lengths, np.zeros(shape, np.int32),
       np.zeros(shape[:2], np.int32), np.zeros(shape, np.float32),
     )  # fmt: skip
   else:
-    rolled = sampler(
-      params, prompts, prompt_lengths, np.arange(len(examples)), key
-    )
+    rolled = sampler(params, prompts, lengths, np.arange(len(examples)), key)
   rows = np.zeros(shape[:2], bool)
   if demonstrated.any():
     rolled = sharding.to_host(rolled)
@@ -195,7 +205,7 @@ def read_gold(golds, examples, owner, texts) -> dict[str, float]:
 
 
 def reference_scales(
-  streams, sampler, params, key, tokenizer, judge, *, prompts, batch, length
+  streams, sampler, params, key, tokenizer, judge, *, prompts, batch, lengths
 ) -> dict[str, tuple[float, float]]:
   """Mean and spread of each stream's rewards on the reference's own samples.
 
@@ -203,7 +213,7 @@ def reference_scales(
     params: of the reference policy.
     prompts: of each stream, evenly spread over its examples.
     batch: prompts sampled at a time, that of a step.
-    length: of a prompt, in tokens.
+    lengths: of prompts, as in `roll`.
 
   Raises:
     UserError: all rewards of a stream are alike, or unscored.
@@ -221,7 +231,7 @@ def reference_scales(
       rolled, _ = roll(
         full, [False] * batch, sampler, params,
         jax.random.fold_in(jax.random.fold_in(key, number), start),
-        tokenizer, length,
+        tokenizer, lengths,
       )  # fmt: skip
       texts = decode(sharding.to_host(rolled), tokenizer)[: len(picked)]
       owner = np.zeros(len(picked), int)

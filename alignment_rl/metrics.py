@@ -1,11 +1,13 @@
 """Numbers over time: JSON lines, TensorBoard, the terminal's progress bar."""
 
+import collections
 import json
 import math
 import os
 import pathlib
 from collections.abc import Mapping
 
+import jax
 import tensorboardX
 import tqdm
 
@@ -53,6 +55,29 @@ class Writer:
   def _append(self, name, record):
     with open(self._folder / name, 'a', encoding='utf-8') as f:
       f.write(json.dumps(record, ensure_ascii=False) + '\n')
+
+
+class Compilations:
+  """Counts the programs that are compiled, or read from the cache on disk.
+
+  Attributes:
+    programs: how often each was, by the name that jax has for it.
+  """
+
+  def __init__(self):
+    self.programs = collections.Counter()
+    jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+  @property
+  def total(self) -> int:
+    return sum(self.programs.values())
+
+  def close(self) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._hear)
+
+  def _hear(self, event, seconds, **about):
+    if event == '/jax/core/compile/backend_compile_duration':
+      self.programs[about['fun_name']] += 1
 
 
 def progress(total: int, start: int, label: str, active: bool) -> tqdm.tqdm:

@@ -39,7 +39,7 @@ def reward_train(config, workdir: str) -> None:
   trainable = optimizer.pop('trainable')
   tx = optimizers.make_optimizer(steps=config.steps, **optimizer)
   examples = keep(make_examples(config), r.leave_out)
-  mesh = sharding.make_mesh(config.mesh)
+  mesh, _ = sharding.make_meshes(config.mesh)
   m = config.model
   adapters = lora.settings(m.lora_rank, m.lora_alpha, m.lora_targets)
   model = checkpoint.load_model(
@@ -109,6 +109,7 @@ def reward_train(config, workdir: str) -> None:
   step, active = int(state.step), sharding.is_main()
   writer = metrics.Writer(folder, step=step, active=active)
   bar = metrics.progress(config.steps, step, folder.name, active)
+  compiled = metrics.Compilations()
   while step < config.steps:
     picked = [items[name][i] for name, i in deck.at(step)]
     batch = (
@@ -119,6 +120,7 @@ def reward_train(config, workdir: str) -> None:
     batch = sharding.to_global(batch, sharding.rows(mesh))
     state, measured = update(state, base, batch)
     measured = {k: float(v) for k, v in sharding.to_host(measured).items()}
+    measured['compilations'] = compiled.total  # of this process, so far
     step += 1
     metrics.check_finite(step, measured)
     writer.scalars(step - 1, measured)
@@ -127,6 +129,7 @@ def reward_train(config, workdir: str) -> None:
     bar.set_postfix_str(f'loss {measured["loss"]:.4f}')
     bar.update()
   bar.close()
+  compiled.close()
   writer.close()
   saver.close()
 

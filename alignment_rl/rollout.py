@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -200,19 +201,38 @@ class Sampler:
     eos_ids: Sequence[int],
     temperature: float = 1.0,
     dtype: str = '',
+    layout: Any = None,
   ):
-    """What it draws.
+    """Compiles at the first call.
 
     Args:
+      mesh: where parameters come from and rollouts go to.
       length: C, tokens.
       temperature: 0 takes the likeliest token.
       dtype: inputs of the matrix products that add tokens; prompts are read in
         the model's, '' does both in it.
+      layout: shardings of the parameters, adapters merged, while it samples, on
+        another mesh of the same devices: at each call they are moved there, and
+        the rollout is moved back. None = as they come.
     """
+    c = model.config
+    dtype = dtype or c.dtype
     self.group, self.length = group, length
+    self.rows = sharding.rows(mesh)
+    self._layout = layout
+    if layout is not None:
+      mesh = jax.tree.leaves(layout)[0].mesh
+
+      def to_move(params):
+        params = lora.merge(params, c.lora)
+        # Half of what would be moved and held, where the dtype is half as wide.
+        return cast_matrices(params, dtype) if dtype == c.dtype else params
+
+      self._to_move = jax.jit(to_move)
+      model = model.clone(config=dataclasses.replace(c, lora=None))
     model = model.clone(mesh=mesh)
     rows, one = sharding.rows(mesh), sharding.replicated(mesh)
-    self.rows = rows
+    self._own_rows = rows
     self._sample = jax.jit(
       functools.partial(
         _sample,
@@ -221,7 +241,7 @@ class Sampler:
         length,
         tuple(eos_ids),
         temperature,
-        dtype or model.config.dtype,
+        dtype,
       ),  # fmt: skip
       in_shardings=(None, rows, rows, rows, one),
       out_shardings=rows,
@@ -244,12 +264,17 @@ class Sampler:
       key: of (seed, purpose, step).
 
     Returns:
-      Global arrays, rows over the mesh.
+      Global arrays, rows over the mesh that the parameters came from.
     """
-    place = lambda x: sharding.to_global(np.asarray(x, np.int32), self.rows)
-    return self._sample(
+    if self._layout is not None:
+      params = jax.device_put(self._to_move(params), self._layout)
+    place = lambda x: sharding.to_global(
+      np.asarray(x, np.int32), self._own_rows
+    )
+    rolled = self._sample(
       params, place(prompts), place(prompt_lengths), place(slots), key
     )
+    return jax.device_put(rolled, self.rows)
 
 
 def _sample(
@@ -259,8 +284,8 @@ def _sample(
   # With LoRA, merged once: two more products at every token would cost more.
   params = lora.merge(params, model.config.lora)
   sizes = dataclasses.replace(model.config, lora=None)
-  reader = type(model)(sizes)
-  writer = type(model)(dataclasses.replace(sizes, dtype=dtype))
+  reader = model.clone(config=sizes)
+  writer = model.clone(config=dataclasses.replace(sizes, dtype=dtype))
   B = prompts.shape[0]
   last, prefix = prefill(
     reader, cast_matrices(params, sizes.dtype), prompts, prompt_lengths

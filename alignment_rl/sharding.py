@@ -5,12 +5,13 @@
 `to_global` gives every device its part, `to_host` brings all rows back to all.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alignment_rl.axes import AXES, ROWS, RULES
@@ -18,27 +19,96 @@ from alignment_rl.errors import UserError
 from alignment_rl.models.decoder import DecoderConfig
 
 
-def make_mesh(sizes: dict[str, int]) -> Mesh:
+def make_mesh(
+  sizes: Mapping[str, int],
+  *,
+  slices: int = -1,
+  devices: Sequence[jax.Device] | None = None,
+  where: str = 'mesh',
+) -> Mesh:
   """A mesh over all devices; one size may be -1, to fill.
 
+  Neighbours along an axis are neighbours in the network, where the devices tell
+  (`jax.experimental.mesh_utils`). Between slices it is slow: they part the data
+  axis and no other, so that parameters are gathered and heads are summed within
+  a slice.
+
+  Args:
+    sizes: of each axis, by its name.
+    slices: equal parts of the data axis, each on a slice of its own, or on
+      processes of its own where devices tell no slice; -1 = as the devices say,
+      those that tell none being one slice.
+    devices: those attached, if None.
+    where: what messages call the sizes.
+
   Raises:
-    UserError: the sizes do not use the attached devices exactly.
+    UserError: the sizes do not use the devices exactly, or do not fit slices.
   """
-  devices = jax.device_count()
+  devices = jax.devices() if devices is None else list(devices)
   sizes = {axis: int(sizes[axis]) for axis in AXES}
   known = int(np.prod([n for n in sizes.values() if n != -1]))
   free = [axis for axis, n in sizes.items() if n == -1]
-  if len(free) == 1 and known > 0 and devices % known == 0:
-    sizes[free[0]] = devices // known
-  if min(sizes.values()) < 1 or int(np.prod(list(sizes.values()))) != devices:
+  if len(free) == 1 and known > 0 and len(devices) % known == 0:
+    sizes[free[0]] = len(devices) // known
+  shape = tuple(sizes.values())
+  if min(shape) < 1 or int(np.prod(shape)) != len(devices):
     raise UserError(
-      f'mesh {sizes} does not fit: {devices} device(s) are attached; give '
-      'sizes whose product is that, or set one axis to -1 to fill'
+      f'{where} {sizes} does not fit: {len(devices)} device(s) are attached; '
+      'give sizes whose product is that, or set one axis to -1 to fill'
     )
+  told = len({_slice(d) for d in devices})
+  by_process = told == 1 and slices > 1
+  parts = len({d.process_index for d in devices}) if by_process else told
+  if slices not in (-1, parts):
+    raise UserError(
+      f'config.mesh.slices={slices}, but the {len(devices)} device(s) are of '
+      f'{told} slice(s) and {len({d.process_index for d in devices})} '
+      'process(es); give the number of slices, -1 to ask the devices, or the '
+      'number of processes where devices tell no slice'
+    )
+  data, *inner = shape
+  if data % parts:
+    raise UserError(
+      f'{where} {sizes} has data={data}, which {parts} slices do not divide; '
+      f'give a multiple of {parts}: no other axis may cross slices'
+    )
+  # On some slices an axis is only to be had over two sides of the network.
+  how = {'allow_split_physical_axes': True}
+  if parts == 1:
+    placed = mesh_utils.create_device_mesh(shape, devices, **how)
+  else:
+    placed = mesh_utils.create_hybrid_device_mesh(
+      (data // parts, *inner), (parts, 1, 1), devices,
+      process_is_granule=by_process, **how,
+    )  # fmt: skip
   # Auto axes: linen's metadata and explicit axes do not agree.
-  return jax.make_mesh(
-    tuple(sizes.values()), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3
+  return Mesh(placed, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+
+
+def make_meshes(
+  config: Mapping[str, Any], devices: Sequence[jax.Device] | None = None
+) -> tuple[Mesh, Mesh]:
+  """The mesh of updates and that of sampling, over the same devices.
+
+  Args:
+    config: `config.mesh`; where all of its `rollout` is 0, both are one.
+
+  Raises:
+    UserError: see `make_mesh`.
+  """
+  mesh = make_mesh(
+    config, slices=config['slices'], devices=devices, where='config.mesh'
   )
+  if not any(config['rollout'].values()):
+    return mesh, mesh
+  return mesh, make_mesh(
+    config['rollout'], slices=config['slices'], devices=devices,
+    where='config.mesh.rollout',
+  )  # fmt: skip
+
+
+def _slice(device):
+  return getattr(device, 'slice_index', 0)
 
 
 def check_fit(mesh: Mesh, config: DecoderConfig, rows: dict[str, int]) -> None:

@@ -323,8 +323,8 @@ def _either(controls) -> re.Pattern:
 def bucket(length: int, step: int) -> int:
   """The least positive multiple of `step` that holds `length` tokens.
 
-  Every padded length of the project comes from here: a program is compiled per
-  length, and each compilation is kept in memory.
+  A program is compiled per length, and each compilation is kept in memory, so
+  every padded length comes from here, `coarse` or `first_that_holds`.
   """
   return max(1, -(-length // step)) * step
 
@@ -338,6 +338,11 @@ def coarse(length: int, least: int) -> int:
   size = max(length, least)
   power = 1 << (size - 1).bit_length()
   return 3 * power // 4 if size <= 3 * power // 4 else power
+
+
+def first_that_holds(length: int, sizes: Sequence[int]) -> int:
+  """The first of ascending `sizes` that is `length` or more; else the last."""
+  return next((size for size in sizes if size >= length), sizes[-1])
 
 
 def rows_within(rows: int, length: int, multiple: int) -> int:

@@ -61,7 +61,7 @@ def train(config, workdir: str) -> None:
     steps=config.steps,
   )
   golds = make_golds(config, names)
-  mesh = sharding.make_mesh(config.mesh)
+  mesh, sampling = sharding.make_meshes(config.mesh)
   m = config.model
   dtypes = ('', 'float32', 'bfloat16', 'auto')
   config_lib.choose(m.sample_dtype, dtypes, 'model.sample_dtype')
@@ -84,13 +84,17 @@ def train(config, workdir: str) -> None:
     )
   rows = {'config.batch.prompts / micro_batches': b.prompts // b.micro_batches}
   sharding.check_fit(mesh, model.config, rows)
+  sharding.check_fit(
+    sampling, model.config, {'config.batch.prompts': b.prompts}
+  )
   used = [
     s
     for s in streams
     if config.streams[s.name].weight or config.streams[s.name].fraction
   ]
+  prompt_lengths = (*b.prompt_buckets, b.prompt_length)
   experience.check_lengths(
-    used, model.tokenizer, b.prompt_length, b.completion_length
+    used, model.tokenizer, prompt_lengths, b.completion_length
   )
   abstract, shardings = learner.state_shardings(
     model.decoder, tx, mesh, trainable
@@ -131,6 +135,8 @@ def train(config, workdir: str) -> None:
     model.decoder, mesh, group=b.samples or b.group, length=b.completion_length,
     eos_ids=model.tokenizer.eos_ids, temperature=algorithm.temperature,
     dtype=model.with_dtype(m.sample_dtype or m.dtype).config.dtype,
+    layout=None if sampling is mesh
+    else learner.param_shardings(frozen.decoder, sampling),
   )  # fmt: skip
   make_scores = lambda decoder: learner.make_scores(
     decoder, mesh, algorithm.temperature
@@ -154,13 +160,14 @@ def train(config, workdir: str) -> None:
     scales = experience.reference_scales(
       used, sampler, start, jax.random.fold_in(root, Purpose.SCALE),
       model.tokenizer, judge, prompts=algorithm.scale_prompts,
-      batch=b.prompts, length=b.prompt_length,
+      batch=b.prompts, lengths=prompt_lengths,
     )  # fmt: skip
 
   # ----------------------------------------------------------------------- loop
   main_process = jax.process_index() == 0
   writer = metrics.Writer(folder, step=step, active=main_process)
   bar = metrics.progress(config.steps, step, folder.name, main_process)
+  compiled = metrics.Compilations()
   while step < config.steps:
     watch = Stopwatch()
     picked = [(names.index(name), record) for name, record in plan.at(step)]
@@ -170,7 +177,7 @@ def train(config, workdir: str) -> None:
     policy = lora.join(base, state.params)
     rolled, demonstration = experience.roll(
       examples, [streams[i].reward is None for i in owner], sampler,
-      policy, key, model.tokenizer, b.prompt_length,
+      policy, key, model.tokenizer, prompt_lengths,
     )  # fmt: skip
     host = sharding.to_host(rolled)
     watch.lap('sample')
@@ -221,6 +228,7 @@ def train(config, workdir: str) -> None:
     line |= ledger.shares() | watch.laps
     if log.gold_every and step % log.gold_every == 0:
       line |= experience.read_gold(golds, examples, owner, texts)
+    line['compilations'] = compiled.total  # of this process, so far
     metrics.check_finite(step, line)
     if (step + 1) % log.every == 0 or step + 1 == config.steps:
       writer.scalars(step, line)
@@ -239,6 +247,7 @@ def train(config, workdir: str) -> None:
     )
     bar.update()
   bar.close()
+  compiled.close()
   writer.close()
   saver.close()
 
@@ -328,8 +337,9 @@ def make_judge(config, weights, model, reference, mesh) -> rollout.TextScorer:
   else:
     judge, params = model.with_dtype(config.judge.dtype), reference
   return rollout.TextScorer(
-    judge.decoder, params, judge.tokenizer, mesh, rows=config.judge.rows
-  )
+    judge.decoder, params, judge.tokenizer, mesh, rows=config.judge.rows,
+    coarse=True,
+  )  # fmt: skip
 
 
 class Stopwatch:

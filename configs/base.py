@@ -88,6 +88,12 @@ def get_config() -> ConfigDict:
   c.mesh.data = -1  # rows
   c.mesh.fsdp = 1  # rows, and parameters along embed
   c.mesh.tensor = 1  # parameters along heads, mlp, vocab
+  # slices of a pod (or processes) that the data axis is split over, so that no
+  # other axis crosses the slow network between them; -1 = as the devices say
+  c.mesh.slices = 1
+  # the same devices while completions are sampled; all 0 = as for updates. Few
+  # devices along tensor: every token waits for them
+  c.mesh.rollout = ConfigDict({'data': 0, 'fsdp': 0, 'tensor': 0})
 
   c.batch = ConfigDict()
   c.batch.prompts = 8  # B, prompts per step over all devices
@@ -96,6 +102,9 @@ def get_config() -> ConfigDict:
   # learned from; 0 = G
   c.batch.samples = 0
   c.batch.prompt_length = 160  # P, tokens
+  # lengths below P: a step's prompts are padded to the first that holds them
+  # all; each is compiled once
+  c.batch.prompt_buckets = ()
   c.batch.completion_length = 64  # C, tokens
   c.batch.micro_batches = 1  # gradient accumulation: parts of B
 

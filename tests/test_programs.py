@@ -44,8 +44,10 @@ def lines(path, name='metrics.jsonl'):
 
 
 def numbers(path):
-  """Metrics without what depends on the clock."""
-  clock = lambda key: key.startswith('secs') or key == 'tokens_per_second'
+  """Metrics without what depends on the clock, or on where a run began."""
+  clock = lambda key: (
+    key.startswith('secs') or key in ('tokens_per_second', 'compilations')
+  )
   return [
     {k: v for k, v in line.items() if not clock(k)} for line in lines(path)
   ]
