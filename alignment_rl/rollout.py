@@ -183,7 +183,7 @@ class Sampler:
     self.group, self.length = group, length
     rows, one = sharding.rows(mesh), sharding.replicated(mesh)
     self.rows = rows
-    self._sample = jax.jit(
+    self.program = jax.jit(
       functools.partial(
         _sample, model, group, length, tuple(eos_ids), temperature
       ),
@@ -211,7 +211,7 @@ class Sampler:
       Global arrays, rows over the mesh.
     """
     place = lambda x: sharding.to_global(np.asarray(x, np.int32), self.rows)
-    return self._sample(
+    return self.program(
       params, place(prompts), place(prompt_lengths), place(slots), key
     )
 
@@ -421,7 +421,7 @@ class TextScorer:
     compiled = functools.partial(
       jax.jit, in_shardings=(None, *[split] * 4), out_shardings=split
     )
-    self._logprobs = compiled(logprobs)
+    self.program = compiled(logprobs)
     self._features = compiled(functools.partial(mean_hidden, model))
     self._config = model.config
 
@@ -433,7 +433,7 @@ class TextScorer:
 
   def logprobs(self, contexts, continuations, progress=lambda done: None):
     """See `Judge.logprobs`. `progress` hears how many contexts were done."""
-    return self._read(self._logprobs, contexts, continuations, progress)
+    return self._read(self.program, contexts, continuations, progress)
 
   def features(self, contexts, continuations, progress=lambda done: None):
     """The mean state of each continuation's tokens: float32 [n, D] each."""
@@ -459,7 +459,7 @@ class TextScorer:
     The batches do not depend on `wanted`; one of which nothing is wanted is not
     read. So what is read after a restart is what would have been read before.
     """
-    return self._stream(self._logprobs, contexts, continuations, wanted)
+    return self._stream(self.program, contexts, continuations, wanted)
 
   def _read(self, function, contexts, continuations, progress):
     out = [np.zeros(0, np.float32)] * len(contexts)

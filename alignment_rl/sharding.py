@@ -7,6 +7,7 @@ split over 'data' and 'fsdp' together. Host arrays are the same on every process
 `to_global` gives every device its part, `to_host` brings all rows back to all.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -33,27 +34,34 @@ RULES = (
 ROWS = PartitionSpec(('data', 'fsdp'))
 
 
-def make_mesh(sizes: dict[str, int]) -> Mesh:
+def make_mesh(
+  sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """A mesh over all devices; one size may be -1, to fill.
 
+  Args:
+    devices: None = those attached.
+
   Raises:
-    UserError: the sizes do not use the attached devices exactly.
+    UserError: the sizes do not use the devices exactly.
   """
-  devices = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   sizes = {axis: int(sizes[axis]) for axis in AXES}
   known = int(np.prod([n for n in sizes.values() if n != -1]))
   free = [axis for axis, n in sizes.items() if n == -1]
-  if len(free) == 1 and known > 0 and devices % known == 0:
-    sizes[free[0]] = devices // known
-  if min(sizes.values()) < 1 or int(np.prod(list(sizes.values()))) != devices:
+  if len(free) == 1 and known > 0 and count % known == 0:
+    sizes[free[0]] = count // known
+  if min(sizes.values()) < 1 or int(np.prod(list(sizes.values()))) != count:
     raise UserError(
-      f'mesh {sizes} does not fit: {devices} device(s) are attached; give '
+      f'mesh {sizes} does not fit: {count} device(s) are attached; give '
       'sizes whose product is that, or set one axis to -1 to fill'
     )
   # Auto axes: linen's metadata and explicit axes do not agree.
   return jax.make_mesh(
-    tuple(sizes.values()), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3
-  )
+    tuple(sizes.values()), AXES, devices=devices,
+    axis_types=(jax.sharding.AxisType.Auto,) * 3,
+  )  # fmt: skip
 
 
 def check_fit(mesh: Mesh, config: DecoderConfig, rows: dict[str, int]) -> None:

@@ -23,7 +23,7 @@ from alignment_rl import (
   learner,
   metrics,
   mixture,
-  optimizers,
+  programs,
   rollout,
   sharding,
 )
@@ -37,16 +37,6 @@ def train(config, workdir: str) -> None:
   # --------------------------------------------------------- plan, no array yet
   folder = pathlib.Path(workdir)
   b, log = config.batch, config.log
-  algorithm = config_lib.settings(
-    experience.Algorithm, config.algorithm, 'algorithm'
-  )
-  config_lib.choose(algorithm.name, experience.NAMES, 'algorithm.name')
-  config_lib.choose(algorithm.kl_in, ('loss', 'reward'), 'algorithm.kl_in')
-  optimizer = config.optimizer.to_dict()
-  trainable = optimizer.pop('trainable')
-  tx = optimizers.make_optimizer(
-    steps=config.steps * algorithm.epochs, **optimizer
-  )
   streams = make_streams(config)
   names = [s.name for s in streams]
   plan = mixture.Mixture(
@@ -60,17 +50,9 @@ def train(config, workdir: str) -> None:
   )
   golds = make_golds(config, names)
   mesh = sharding.make_mesh(config.mesh)
-  model = checkpoint.load_model(
-    config.model.weights, family=config.model.module, dtype=config.model.dtype,
-    remat=config.model.remat,
-  )  # fmt: skip
-  if b.prompts % b.micro_batches:
-    raise UserError(
-      f'config.batch.prompts={b.prompts} is not a multiple of '
-      f'config.batch.micro_batches={b.micro_batches}'
-    )
-  rows = {'config.batch.prompts / micro_batches': b.prompts // b.micro_batches}
-  sharding.check_fit(mesh, model.config, rows)
+  model = programs.load_model(config)
+  run = programs.make(config, model, mesh, len(streams))
+  algorithm, shardings = run.algorithm, run.shardings
   used = [
     s
     for s in streams
@@ -78,9 +60,6 @@ def train(config, workdir: str) -> None:
   ]
   experience.check_lengths(
     used, model.tokenizer, b.prompt_length, b.completion_length
-  )
-  abstract, shardings = learner.state_shardings(
-    model.decoder, tx, mesh, trainable
   )
   prepare_workdir(folder, config, model)
 
@@ -104,35 +83,16 @@ def train(config, workdir: str) -> None:
   ledger = mixture.DoseLedger(names)
   scales = {}
   if saver.latest() is None:
-    state = learner.fresh_state(reference, tx, shardings, trainable)
+    state = learner.fresh_state(reference, run.tx, shardings, run.trainable)
   else:
-    state, host_state = saver.restore(abstract, shardings)
+    state, host_state = saver.restore(run.abstract, shardings)
     ledger.restore(host_state['ledger'])
     scales = host_state['scales']
   step = int(state.step)
 
-  # --------------------------------------------------------- compiled functions
-  sampler = rollout.Sampler(
-    model.decoder, mesh, group=b.group, length=b.completion_length,
-    eos_ids=model.tokenizer.eos_ids, temperature=algorithm.temperature,
-  )  # fmt: skip
-  scores = learner.make_scores(model.decoder, mesh, algorithm.temperature)
-  loss = learner.LossSettings(
-    temperature=algorithm.temperature,
-    clip_low=algorithm.clip_low,
-    clip_high=algorithm.clip_high,
-    kl=algorithm.kl if algorithm.kl_in == 'loss' else 0.0,
-    value=algorithm.value if algorithm.name == 'ppo' else 0.0,
-    value_clip=algorithm.value_clip,
-  )
-  update = learner.make_update(
-    model.decoder, tx, loss, shardings, mesh,
-    micro_batches=b.micro_batches, n_streams=len(streams), trainable=trainable,
-  )  # fmt: skip
-
   if algorithm.scale_prompts and not scales:
     scales = experience.reference_scales(
-      used, sampler, reference, jax.random.fold_in(root, Purpose.SCALE),
+      used, run.sampler, reference, jax.random.fold_in(root, Purpose.SCALE),
       model.tokenizer, judge, prompts=algorithm.scale_prompts,
       batch=b.prompts, length=b.prompt_length,
     )  # fmt: skip
@@ -148,7 +108,7 @@ def train(config, workdir: str) -> None:
     examples = [streams[i].examples[record] for i, record in picked]
     key = jax.random.fold_in(jax.random.fold_in(root, Purpose.SAMPLE), step)
     rolled, demonstration = experience.roll(
-      examples, [streams[i].reward is None for i in owner], sampler,
+      examples, [streams[i].reward is None for i in owner], run.sampler,
       state.params, key, model.tokenizer, b.prompt_length,
     )  # fmt: skip
     host = sharding.to_host(rolled)
@@ -156,10 +116,10 @@ def train(config, workdir: str) -> None:
     texts = experience.decode(host, model.tokenizer)
     rewards = experience.score(examples, owner, streams, texts, judge)
     watch.lap('reward')
-    reference_logprobs = sharding.to_host(scores(reference, rolled)[0])
+    reference_logprobs = sharding.to_host(run.scores(reference, rolled)[0])
     values = np.zeros_like(reference_logprobs)
     if algorithm.name == 'ppo':
-      values = sharding.to_host(scores(state.params, rolled)[1])
+      values = sharding.to_host(run.scores(state.params, rolled)[1])
     watch.lap('reference')
 
     batch, credit = experience.make_batch(
@@ -175,7 +135,7 @@ def train(config, workdir: str) -> None:
     )
     batch = sharding.to_global(batch, sharding.rows(mesh))
     for _ in range(algorithm.epochs):
-      state, measured = update(state, batch, passes, parts)
+      state, measured = run.update(state, batch, passes, parts)
     state = learner.advance(state, mesh)
     measured = sharding.to_host(measured)
     watch.lap('update')
