@@ -116,6 +116,16 @@ def param_shardings(model: Decoder, mesh: jax.sharding.Mesh) -> Any:
   return sharding.param_shardings(boxed, mesh)
 
 
+def abstract_params(model: Decoder, mesh: jax.sharding.Mesh) -> Any:
+  """Shapes of all parameters, with their shardings."""
+  boxed = jax.eval_shape(lambda: _init(model, jax.random.key(0)))
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    nn.meta.unbox(boxed),
+    sharding.param_shardings(boxed, mesh),
+  )
+
+
 def place_params(model: Decoder, params: Any, shardings: Any, key: jax.Array):
   """Global float32 parameters: those of a model, or None = random.
 

@@ -233,7 +233,7 @@ class Sampler:
     model = model.clone(mesh=mesh)
     rows, one = sharding.rows(mesh), sharding.replicated(mesh)
     self._own_rows = rows
-    self._sample = jax.jit(
+    self.program = jax.jit(
       functools.partial(
         _sample,
         model,
@@ -271,10 +271,20 @@ class Sampler:
     place = lambda x: sharding.to_global(
       np.asarray(x, np.int32), self._own_rows
     )
-    rolled = self._sample(
+    rolled = self.program(
       params, place(prompts), place(prompt_lengths), place(slots), key
     )
     return jax.device_put(rolled, self.rows)
+
+  def moved(self, params):
+    """Shapes of the parameters that `program` is given, from those of a run."""
+    if self._layout is None:
+      return params
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      jax.eval_shape(self._to_move, params),
+      self._layout,
+    )
 
 
 def _sample(
@@ -490,7 +500,7 @@ class TextScorer:
     compiled = functools.partial(
       jax.jit, in_shardings=(None, *[split] * 4), out_shardings=split
     )
-    self._logprobs = compiled(logprobs)
+    self.program = compiled(logprobs)
     self._features = compiled(functools.partial(mean_hidden, model))
     self._config = model.config
 
@@ -502,7 +512,7 @@ class TextScorer:
 
   def logprobs(self, contexts, continuations, progress=lambda done: None):
     """See `Judge.logprobs`. `progress` hears how many contexts were done."""
-    return self._read(self._logprobs, contexts, continuations, progress)
+    return self._read(self.program, contexts, continuations, progress)
 
   def features(self, contexts, continuations, progress=lambda done: None):
     """The mean state of each continuation's tokens: float32 [n, D] each."""
@@ -528,7 +538,7 @@ class TextScorer:
     The batches do not depend on `wanted`; one of which nothing is wanted is not
     read. So what is read after a restart is what would have been read before.
     """
-    return self._stream(self._logprobs, contexts, continuations, wanted)
+    return self._stream(self.program, contexts, continuations, wanted)
 
   def _read(self, function, contexts, continuations, progress):
     out = [np.zeros(0, np.float32)] * len(contexts)

@@ -25,7 +25,7 @@ from alignment_rl import (
   lora,
   metrics,
   mixture,
-  optimizers,
+  programs,
   rollout,
   sharding,
 )
@@ -39,16 +39,6 @@ def train(config, workdir: str) -> None:
   # --------------------------------------------------------- plan, no array yet
   folder = pathlib.Path(workdir)
   b, log = config.batch, config.log
-  algorithm = config_lib.settings(
-    experience.Algorithm, config.algorithm, 'algorithm'
-  )
-  config_lib.choose(algorithm.name, experience.NAMES, 'algorithm.name')
-  config_lib.choose(algorithm.kl_in, ('loss', 'reward'), 'algorithm.kl_in')
-  optimizer = config.optimizer.to_dict()
-  trainable = optimizer.pop('trainable')
-  tx = optimizers.make_optimizer(
-    steps=config.steps * algorithm.epochs, **optimizer
-  )
   streams = make_streams(config)
   names = [s.name for s in streams]
   plan = mixture.Mixture(
@@ -61,32 +51,11 @@ def train(config, workdir: str) -> None:
     steps=config.steps,
   )
   golds = make_golds(config, names)
-  mesh, sampling = sharding.make_meshes(config.mesh)
-  m = config.model
-  dtypes = ('', 'float32', 'bfloat16', 'auto')
-  config_lib.choose(m.sample_dtype, dtypes, 'model.sample_dtype')
-  adapters = lora.settings(m.lora_rank, m.lora_alpha, m.lora_targets)
-  if adapters and algorithm.name == 'ppo':
-    trainable += '|value_head'  # It is new, so it is no part of any base.
-  model = checkpoint.load_model(
-    m.weights, family=m.module, dtype=m.dtype, remat=m.remat,
-    attention=m.attention, adapters=adapters,
-  )  # fmt: skip
-  if b.prompts % b.micro_batches:
-    raise UserError(
-      f'config.batch.prompts={b.prompts} is not a multiple of '
-      f'config.batch.micro_batches={b.micro_batches}'
-    )
-  if 0 < b.samples < b.group:
-    raise UserError(
-      f'config.batch.samples={b.samples} is less than config.batch.group='
-      f'{b.group}, which are taken of them; raise it, or 0 draws just those'
-    )
-  rows = {'config.batch.prompts / micro_batches': b.prompts // b.micro_batches}
-  sharding.check_fit(mesh, model.config, rows)
-  sharding.check_fit(
-    sampling, model.config, {'config.batch.prompts': b.prompts}
-  )
+  meshes = sharding.make_meshes(config.mesh)
+  mesh = meshes[0]
+  model = programs.load_model(config)
+  run = programs.make(config, model, meshes, len(streams))
+  algorithm, shardings = run.algorithm, run.shardings
   used = [
     s
     for s in streams
@@ -95,9 +64,6 @@ def train(config, workdir: str) -> None:
   prompt_lengths = (*b.prompt_buckets, b.prompt_length)
   experience.check_lengths(
     used, model.tokenizer, prompt_lengths, b.completion_length
-  )
-  abstract, shardings = learner.state_shardings(
-    model.decoder, tx, mesh, trainable
   )
   prepare_workdir(folder, config, model)
 
@@ -123,42 +89,16 @@ def train(config, workdir: str) -> None:
   ledger = mixture.DoseLedger(names)
   scales = {}
   if saver.latest() is None:
-    state = learner.fresh_state(held, tx, shardings, trainable)
+    state = learner.fresh_state(held, run.tx, shardings, run.trainable)
   else:
-    state, host_state = saver.restore(abstract, shardings)
+    state, host_state = saver.restore(run.abstract, shardings)
     ledger.restore(host_state['ledger'])
     scales = host_state['scales']
   step = int(state.step)
 
-  # --------------------------------------------------------- compiled functions
-  sampler = rollout.Sampler(
-    model.decoder, mesh, group=b.samples or b.group, length=b.completion_length,
-    eos_ids=model.tokenizer.eos_ids, temperature=algorithm.temperature,
-    dtype=model.with_dtype(m.sample_dtype or m.dtype).config.dtype,
-    layout=None if sampling is mesh
-    else learner.param_shardings(frozen.decoder, sampling),
-  )  # fmt: skip
-  make_scores = lambda decoder: learner.make_scores(
-    decoder, mesh, algorithm.temperature
-  )
-  scores = make_scores(frozen.decoder)
-  policy_scores = make_scores(model.decoder) if base else scores
-  loss = learner.LossSettings(
-    temperature=algorithm.temperature,
-    clip_low=algorithm.clip_low,
-    clip_high=algorithm.clip_high,
-    kl=algorithm.kl if algorithm.kl_in == 'loss' else 0.0,
-    value=algorithm.value if algorithm.name == 'ppo' else 0.0,
-    value_clip=algorithm.value_clip,
-  )
-  update = learner.make_update(
-    model.decoder, tx, loss, shardings, mesh,
-    micro_batches=b.micro_batches, n_streams=len(streams), trainable=trainable,
-  )  # fmt: skip
-
   if algorithm.scale_prompts and not scales:
     scales = experience.reference_scales(
-      used, sampler, start, jax.random.fold_in(root, Purpose.SCALE),
+      used, run.sampler, start, jax.random.fold_in(root, Purpose.SCALE),
       model.tokenizer, judge, prompts=algorithm.scale_prompts,
       batch=b.prompts, lengths=prompt_lengths,
     )  # fmt: skip
@@ -176,7 +116,7 @@ def train(config, workdir: str) -> None:
     key = jax.random.fold_in(jax.random.fold_in(root, Purpose.SAMPLE), step)
     policy = lora.join(base, state.params)
     rolled, demonstration = experience.roll(
-      examples, [streams[i].reward is None for i in owner], sampler,
+      examples, [streams[i].reward is None for i in owner], run.sampler,
       policy, key, model.tokenizer, prompt_lengths,
     )  # fmt: skip
     host = sharding.to_host(rolled)
@@ -185,19 +125,19 @@ def train(config, workdir: str) -> None:
     rewards = experience.score(examples, owner, streams, texts, judge)
     cut = experience.truncated(host, model.tokenizer.eos_ids)
     watch.lap('reward')
-    kept = experience.widest(rewards, b.group)
-    learned = experience.take(host, kept)
-    of_kept = lambda x, kept=kept: np.take_along_axis(x, kept, 1)
+    chosen = experience.widest(rewards, b.group)
+    learned = experience.take(host, chosen)
+    of_chosen = lambda x, at=chosen: np.take_along_axis(x, at, 1)
     rolled = sharding.to_global(learned, sharding.rows(mesh))
-    reference_logprobs = sharding.to_host(scores(reference, rolled)[0])
+    reference_logprobs = sharding.to_host(run.scores(reference, rolled)[0])
     values = np.zeros_like(reference_logprobs)
     if algorithm.name == 'ppo':
-      values = sharding.to_host(policy_scores(policy, rolled)[1])
+      values = sharding.to_host(run.policy_scores(policy, rolled)[1])
     watch.lap('reference')
 
     scaled = experience.scaled(rewards, owner, streams, scales)
     batch, credit = experience.make_batch(
-      learned, of_kept(scaled), of_kept(demonstration), owner,
+      learned, of_chosen(scaled), of_chosen(demonstration), owner,
       reference_logprobs, values, algorithm, model.tokenizer.eos_ids,
     )  # fmt: skip
     passes, parts = learner.make_passes(
@@ -209,7 +149,7 @@ def train(config, workdir: str) -> None:
     )
     batch = sharding.to_global(batch, sharding.rows(mesh))
     for _ in range(algorithm.epochs):
-      state, measured = update(state, base, batch, passes, parts)
+      state, measured = run.update(state, base, batch, passes, parts)
     state = learner.advance(state, mesh)
     measured = sharding.to_host(measured)
     watch.lap('update')
@@ -236,7 +176,7 @@ def train(config, workdir: str) -> None:
       writer.rollouts(
         step,
         experience.groups(
-          examples, owner, streams, texts, rewards, kept, credit, cut, host
+          examples, owner, streams, texts, rewards, chosen, credit, cut, host
         ),
       )
     step += 1

@@ -14,13 +14,14 @@ FOLDERS = ('models', 'streams', 'rewards', 'scenarios', 'benchmarks')
 # and those below.
 LEVELS = (
   'types text config errors sources mixture sharding metrics checkpoint stats '
-  'lora kept huggingface reward_tables answer_pairs reporting axes attention',
+  'lora kept huggingface reward_tables answer_pairs reporting axes attention '
+  'chips hlo costs findings',
   'objectives scoring refusals ifeval rubrics endpoint judge probes models '
   'streams rewards scenarios',
   'rollout learner reward_learner optimizers experience pool streaming serving',
   'suite items conditions results replies jobs benchmarks wire answering',
-  'train reward_train reward_report left_out evaluate report chat preflight '
-  'scenarios.__main__ fetch serve export',
+  'programs proposals train reward_train reward_report left_out evaluate '
+  'report chat preflight scenarios.__main__ fetch serve export',
 )
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names.split()}
 
