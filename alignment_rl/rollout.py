@@ -141,7 +141,7 @@ def over_logits(model: Decoder, params, hidden, tokens, read: Callable):
       found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
     return jax.tree.map(lambda x: x[:n].reshape(*shape, *x.shape[1:]), found)
 
-  if model.mesh is not None:
+  if model.mesh is not None and sharding.row_shards(model.mesh) > 1:
     # A chunk is of one device's rows; across devices it would have to be
     # gathered. The head comes whole to each, once, but split along 'tensor'.
     rows, one = sharding.ROWS, jax.sharding.PartitionSpec()

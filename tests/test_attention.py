@@ -143,7 +143,7 @@ def kernels(function, *args):
 
 
 def test_the_kernel_is_taken_where_it_is_asked_for_and_never_to_decode(
-  make_tiny, rows
+  make_tiny, rows, one_device
 ):
   model = make_tiny()
   run = lambda name: functools.partial(
@@ -154,12 +154,12 @@ def test_the_kernel_is_taken_where_it_is_asked_for_and_never_to_decode(
   )  # prompts, completions
   for name in ('auto', 'einsum'):
     assert kernels(run(name), model.params, *rows) == 0
-  decoder = with_attention(model, 'splash')
-  sample = lambda params, prompts, lengths: rollout._sample(
-    decoder, G, C, (258,), 1.0, params, prompts, lengths,
-    jnp.arange(B), jax.random.key(0),
+  sampler = rollout.Sampler(
+    with_attention(model, 'splash'), one_device, group=G, length=C,
+    eos_ids=(258,),
   )  # fmt: skip
-  assert kernels(sample, model.params, *rows[:2]) == 1  # the prompts
+  args = model.params, *rows[:2], jnp.arange(B), jax.random.key(0)
+  assert kernels(sampler._sample, *args) == 1  # the prompts
 
 
 @pytest.mark.parametrize(
