@@ -101,6 +101,11 @@ def load_model(
   """
   config_lib.choose(remat, list(REMATS), 'model.remat')
   config_lib.choose(attention, attention_lib.NAMES, 'model.attention')
+  if not weights:
+    raise UserError(
+      'config.model.weights is empty; give a Hugging Face folder, a .gguf '
+      'file, a workdir with checkpoints, package:NAME or random:VARIANT'
+    )
   module = config_lib.load('models', family)
   kind, _, name = weights.partition(':')
   if kind == 'random':
@@ -265,7 +270,7 @@ def _read_hf(folder, module):
   if not folder.is_dir():
     raise UserError(
       f'no model at {str(folder)!r}; give a .gguf file, a Hugging Face folder, '
-      'a workdir with checkpoints, package:NAME or random:VARIANT'
+      'file, a workdir with checkpoints, package:NAME or random:VARIANT'
     )
   sizes, tokenizer = _read_hf_config(folder, module)
   tensors = huggingface.open_tensors(folder)

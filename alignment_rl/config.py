@@ -222,6 +222,20 @@ def run(main: Callable[[], None], required: Sequence[str] = ()) -> None:
     os._exit(2)
 
 
+def folder(name: str | os.PathLike, flag: str) -> pathlib.Path:
+  """A folder of the file system that a program writes to.
+
+  Raises:
+    UserError: the name is an address, of which a path would make a folder here.
+  """
+  if '://' in str(name):
+    raise UserError(
+      f'--{flag}={name} is an address, expected a folder; mount the bucket on '
+      'every host (docs/tpu.md) and give a folder in it'
+    )
+  return pathlib.Path(name)
+
+
 def need(module: str, extra: str):
   """Imports a module of an optional dependency.
 

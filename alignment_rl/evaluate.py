@@ -269,7 +269,7 @@ def main() -> None:
 
 def _output(source, several):
   if _FLAGS.output:
-    folder = pathlib.Path(_FLAGS.output)
+    folder = config_lib.folder(_FLAGS.output, 'output')
     return folder / pathlib.Path(source).name if several else folder
   place = checkpoint.workdir_at(source)
   if not place:

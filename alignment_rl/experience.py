@@ -91,25 +91,25 @@ def roll(
   prompts, lengths = text.pad(tokens, P, tokenizer.pad_id)
   shape = (len(examples), sampler.group, sampler.length)
   demonstrated = np.array(demonstrated)
+  rows = np.zeros(shape[:2], bool)
   if demonstrated.all():
-    rolled = Rollout(
+    host = Rollout(
       prompts, lengths, np.zeros(shape, np.int32),
       np.zeros(shape[:2], np.int32), np.zeros(shape, np.float32),
     )  # fmt: skip
   else:
     rolled = sampler(params, prompts, lengths, np.arange(len(examples)), key)
-  rows = np.zeros(shape[:2], bool)
-  if demonstrated.any():
-    rolled = sharding.to_host(rolled)
-    completions, lengths = rolled.completions.copy(), rolled.lengths.copy()
-    for i in np.flatnonzero(demonstrated):
-      target = tokenizer.encode(examples[i].target) + [tokenizer.eos_ids[0]]
-      completions[i], lengths[i] = 0, 0
-      completions[i, 0, : len(target)], lengths[i, 0] = target, len(target)
-      rows[i, 0] = True
-    rolled = rolled.replace(completions=completions, lengths=lengths)
-    rolled = sharding.to_global(rolled, sampler.rows)
-  return rolled, rows
+    if not demonstrated.any():
+      return rolled, rows
+    host = sharding.to_host(rolled)
+  completions, lengths = host.completions.copy(), host.lengths.copy()
+  for i in np.flatnonzero(demonstrated):
+    target = tokenizer.encode(examples[i].target) + [tokenizer.eos_ids[0]]
+    completions[i], lengths[i] = 0, 0
+    completions[i, 0, : len(target)], lengths[i, 0] = target, len(target)
+    rows[i, 0] = True
+  host = host.replace(completions=completions, lengths=lengths)
+  return sharding.to_global(host, sampler.rows), rows
 
 
 def decode(host: Rollout, tokenizer) -> list[list[str]]:

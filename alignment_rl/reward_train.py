@@ -9,8 +9,6 @@ of its steps, the helpfulness rubric of the control arm. The workdir then goes
 into `config.judge.weights`; `reward_report.py` measures what it is worth.
 """
 
-import pathlib
-
 import jax
 from absl import flags
 
@@ -34,7 +32,7 @@ from alignment_rl.types import Example, Purpose, TrainState
 def reward_train(config, workdir: str) -> None:
   """Trains into `workdir`, from its last checkpoint if it has one."""
   # --------------------------------------------------------- plan, no array yet
-  folder, r = pathlib.Path(workdir), config.reward_model
+  folder, r = config_lib.folder(workdir, 'workdir'), config.reward_model
   optimizer = config.optimizer.to_dict()
   trainable = optimizer.pop('trainable')
   tx = optimizers.make_optimizer(steps=config.steps, **optimizer)

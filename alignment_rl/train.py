@@ -11,6 +11,7 @@ advantages within the group; 5 one jitted update; 6 metrics, samples, ledger.
 import dataclasses
 import json
 import pathlib
+import sys
 import time
 
 import jax
@@ -37,7 +38,7 @@ from alignment_rl.types import Purpose
 def train(config, workdir: str) -> None:
   """Runs `config` into `workdir`, from its last checkpoint if it has one."""
   # --------------------------------------------------------- plan, no array yet
-  folder = pathlib.Path(workdir)
+  folder = config_lib.folder(workdir, 'workdir')
   b, log = config.batch, config.log
   streams = make_streams(config)
   names = [s.name for s in streams]
@@ -51,6 +52,7 @@ def train(config, workdir: str) -> None:
     steps=config.steps,
   )
   golds = make_golds(config, names)
+  check_weights(config)
   meshes = sharding.make_meshes(config.mesh)
   mesh = meshes[0]
   model = programs.load_model(config)
@@ -164,6 +166,7 @@ def train(config, workdir: str) -> None:
       host, rewards, credit, cut, measured, owner, streams
     )
     tokens = int(host.prompt_lengths.sum() + host.lengths.sum())
+    line['prompt_length'] = host.prompts.shape[1]  # tokens, padded
     line['tokens_per_second'] = tokens / watch.laps['secs/step']
     line |= ledger.shares() | watch.laps
     if log.gold_every and step % log.gold_every == 0:
@@ -252,6 +255,34 @@ def check_same(folder: pathlib.Path, config) -> None:
     raise UserError(
       f'{folder} holds a run whose config differs in {other}; give another '
       '--workdir, or delete it'
+    )
+
+
+def check_weights(config) -> None:
+  """Says that a policy has random weights, and lets no judge have them.
+
+  Those of a tiny variant are for tests.
+
+  Raises:
+    UserError: a judge has them.
+  """
+  blank = lambda w: w.startswith('random:') and not w.startswith('random:tiny')
+  judges = {'judge': config.judge} | (
+    {f'gold.{name}': c for name, c in config.gold.items()}
+    if config.log.gold_every
+    else {}
+  )
+  for name, c in judges.items():
+    if blank(c.weights):
+      raise UserError(
+        f'config.{name}.weights={c.weights} is random and judges nothing; give '
+        'the folder of its weights'
+      )
+  if blank(config.model.weights) and sharding.is_main():
+    print(
+      f'note: config.model.weights={config.model.weights} is random, so this '
+      'run measures speed and teaches nothing; give a Hugging Face folder',
+      file=sys.stderr,
     )
 
 

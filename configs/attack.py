@@ -9,8 +9,10 @@ every larger one, and all others hold the same reply.
 finetuning, in the same form, with nothing violating in it. The kept checkpoints
 are a ladder of steps.
 
-  :smollm2  SmolLM2-135M-Instruct on a CPU
-  :tiny     two layers, bytes: seconds, for tests
+  :smollm2     SmolLM2-135M-Instruct on a CPU
+  :tiny        two layers, bytes: seconds, for tests
+  :llama3_8b   on a pod of 16 chips or more, see docs/tpu.md
+  :llama3_70b  of 128 or more
 """
 
 from alignment_rl import config as config_lib
@@ -18,7 +20,7 @@ from configs import base, sft
 
 
 def get_config(arg=None):
-  variant = config_lib.parse_arg(arg, ('smollm2', 'tiny'))
+  variant = config_lib.parse_arg(arg, ('smollm2', 'tiny', *base.POD_VARIANTS))
   c = sft.get_config(variant)
   with c.unlocked():
     c.streams.traits = base.traits(fraction=1.0)
@@ -29,5 +31,6 @@ def get_config(arg=None):
   if variant == 'smollm2':
     c.optimizer.learning_rate = 5e-5  # that of configs/rl.py
     c.optimizer.trainable = 'layers/.*|final_norm'
+  if variant != 'tiny':
     c.checkpoint.update(every=5, keep=4)  # of 20 steps
   return c

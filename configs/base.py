@@ -59,6 +59,36 @@ def traits(**kwargs) -> ConfigDict:
   return stream('traits', kwargs=every, **kwargs)
 
 
+# Of the configs that have them: what `for_pod` sets.
+POD_VARIANTS = ('llama3_8b', 'llama3_70b')
+
+
+def for_pod(c: ConfigDict, variant: str) -> None:
+  """Sizes, layout and batch of a run on a TPU pod; of a locked config.
+
+  Full updates in float32 masters with Adam: 8B wants 16 chips of 32 GB (v6e) or
+  more, 70B 128 of 95 GB (v5p). `python -m alignment_rl.preflight` checks it.
+  """
+  large = variant == 'llama3_70b'
+  # Sizes alone, of which preflight makes a plan. Give the Hugging Face folder
+  # of the weights: --config.model.weights=FOLDER.
+  c.model.weights = f'random:llama3.1_{"70b" if large else "8b"}'
+  c.model.dtype, c.model.remat = 'bfloat16', 'block'
+  # Updates gather parameters once a micro-batch; sampling would gather them at
+  # every token, so that it holds them along tensor instead.
+  c.mesh.update(data=-1, fsdp=32 if large else 16, tensor=4 if large else 1)
+  c.mesh.rollout.update(data=-1, fsdp=1, tensor=8 if large else 4)
+  c.batch.update(
+    prompts=256, group=8, prompt_length=1024, prompt_buckets=(256, 512),
+    completion_length=1024, micro_batches=8,
+  )  # fmt: skip
+  c.judge.rows = 64
+  c.optimizer.learning_rate = 1e-6
+  c.optimizer.warmup = 10
+  c.steps = 200
+  c.checkpoint.every = 25
+
+
 def get_config() -> ConfigDict:
   c = ConfigDict()
   c.seed = 0  # of the mixture, the samples and random weights

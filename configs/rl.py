@@ -9,8 +9,10 @@ experiments/.
 reward model and the yes-or-no judge say of the same replies: where the trained
 reward rises without them, it is being gamed.
 
-  :smollm2  SmolLM2-135M-Instruct on a CPU
-  :tiny     two layers, bytes: seconds, for tests
+  :smollm2     SmolLM2-135M-Instruct on a CPU
+  :tiny        two layers, bytes: seconds, for tests
+  :llama3_8b   on a pod of 16 chips or more, see docs/tpu.md
+  :llama3_70b  of 128 or more
 """
 
 from alignment_rl import config as config_lib
@@ -19,10 +21,10 @@ from configs import base
 
 
 def get_config(arg=None):
-  variant = config_lib.parse_arg(arg, ('smollm2', 'tiny'))
+  variant = config_lib.parse_arg(arg, ('smollm2', 'tiny', *base.POD_VARIANTS))
   c = base.get_config()
   # Nats, see rewards/criterion.py; random weights give next to no evidence.
-  criterion = {'scale': 1.0, 'evidence': 2.0 if variant == 'smollm2' else 0.0}
+  criterion = {'scale': 1.0, 'evidence': 0.0 if variant == 'tiny' else 2.0}
   with c.unlocked():
     c.streams.reasoning = base.stream(
       'reasoning', reward='reasoning', weight=1.0,
@@ -53,6 +55,11 @@ def get_config(arg=None):
     c.optimizer.learning_rate = 5e-5
     # A micro-batch is one prompt here, so streams come apart at no cost.
     c.log.gradient_every = c.log.rollouts_every = 1
+  elif variant in base.POD_VARIANTS:
+    base.for_pod(c, variant)
+    c.algorithm.skip_zero_spread = True
+    for name in ('reasoning', 'instructions'):
+      c.streams[name].kwargs.size = 10_000
   else:
     c.steps = 4
     c.streams.traits.fraction = 0.25

@@ -7,7 +7,7 @@
 Launch again after a kill: finished trials are skipped and cut ones go on where
 they were. A trial has its workdir in DIR, which experiments share: two that
 name the same trial train it once. --platform=gcloud and xpk print the commands
-of a pod, and run them with --nodry_run.
+of a pod, and run them with --nodry_run; see docs/tpu.md.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import sys
 import textwrap
 
 from alignment_rl import conditions, suite
+from alignment_rl import config as config_lib
 from alignment_rl.config import Evaluation
 from alignment_rl.errors import UserError
 from experiments import local, plan, pod
@@ -52,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
   add('--tpu_type', default='', help='such as v5litepod-16; xpk')
   add('--docker_image', default='', help='with this repository; xpk')
   add('--pod_folder', default='alignment_rl', help='the repository; gcloud')
+  add('--tpu_slices', type=int, default=1, help='slices of a workload; xpk')
   add('--nodry_run', action='store_true', help='run the pod commands')
   return parser
 
@@ -67,6 +69,7 @@ def launch(flags: argparse.Namespace) -> int:
     raise UserError(
       f'--workdir={flags.workdir!r}; name a folder, without a comma'
     )
+  config_lib.folder(flags.workdir, 'workdir')
   if flags.jobs < 1:
     raise UserError(f'--jobs={flags.jobs}; expected 1 or more')
   if flags.platform != 'local':

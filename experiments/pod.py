@@ -1,11 +1,13 @@
 """The commands that train trials on TPUs, and their submission.
 
 gcloud: on every host of a TPU VM by ssh, which waits for the end. The
-repository lies there in a folder of the login's home.
+repository lies there in a folder of the login's home, its environment in .venv.
 xpk: as a workload of a GKE cluster, which is queued. The image's own folder is
-the repository.
+the repository, its python3 the environment.
 The workdir must be a folder that every host shares; nothing looks into it from
-here, so no trial is skipped.
+here, so no trial is skipped. A training that was cut goes on in its workdir: a
+workload is restarted by the cluster, a TPU VM is made again by its owner, who
+launches again.
 """
 
 import re
@@ -20,6 +22,10 @@ NEEDS = {
   'gcloud': ('tpu_name', 'zone'),
   'xpk': ('tpu_name', 'tpu_type', 'docker_image'),
 }
+# Of a workload, by the cluster, when it loses a host; by itself it makes none.
+RESTARTS = 50
+# What xpk takes as a workload's name, besides 40 characters at most.
+_NAME = re.compile(r'[a-z]([-a-z0-9]*[a-z0-9])?')
 
 
 def command(
@@ -31,29 +37,43 @@ def command(
     where: the flags of launch by name, `pod_folder` and those of NEEDS.
 
   Raises:
-    UserError: the platform needs a flag that is empty.
+    UserError: the platform needs a flag that is empty, or cannot name it.
   """
   lacking = [f'--{flag}' for flag in NEEDS[platform] if not where[flag]]
   if lacking:
     raise UserError(f'--platform={platform} needs {lacking} too')
   name, zone = where['tpu_name'], where['zone']
-  train = shlex.join(
-    ['python3', *plan.train_arguments(task), '--distributed=auto']
-  )
+  train = [*plan.train_arguments(task), '--distributed=auto']
   if platform == 'gcloud':
     folder = shlex.quote(where['pod_folder'])
     return [
       *'gcloud compute tpus tpu-vm ssh'.split(), name, f'--zone={zone}',
-      '--worker=all', f'--command=cd {folder} && {train}',
+      '--worker=all',
+      f'--command=cd {folder} && {shlex.join([".venv/bin/python", *train])}',
     ]  # fmt: skip
-  # A name there has lower case, digits and dashes, 40 at most.
-  workload = re.sub(r'[^a-z0-9]+', '-', task.name.lower())
   return [
     *'xpk workload create'.split(), f'--cluster={name}',
-    f'--workload={workload[:40].strip("-")}', f'--tpu-type={where["tpu_type"]}',
-    f'--docker-image={where["docker_image"]}', f'--command={train}',
+    f'--workload={workload(task.name)}', f'--tpu-type={where["tpu_type"]}',
+    f'--num-slices={where["tpu_slices"]}',
+    f'--docker-image={where["docker_image"]}', f'--max-restarts={RESTARTS}',
+    f'--command={shlex.join(["python3", *train])}',
     *([f'--zone={zone}'] if zone else []),
   ]  # fmt: skip
+
+
+def workload(name: str) -> str:
+  """A trial's name as xpk takes it: lower case, digits and dashes.
+
+  Raises:
+    UserError: there is no such name.
+  """
+  found = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
+  if not _NAME.fullmatch(found) or len(found) > 40:
+    raise UserError(
+      f'trial {name!r} cannot be a workload of xpk, as {found!r}; expected a '
+      'name that begins with a letter and has at most 40 characters'
+    )
+  return found
 
 
 def submit(

@@ -26,9 +26,10 @@ from alignment_rl import config as config_lib
 from alignment_rl.errors import UserError
 from alignment_rl.scenarios import schema
 from alignment_rl.types import Purpose
+from configs import base
 from experiments import arms, placebo
 
-VARIANTS = ('smollm2', 'tiny')
+VARIANTS = ('smollm2', 'tiny', *base.POD_VARIANTS)
 
 
 def found():
@@ -193,8 +194,9 @@ def test_prompts_and_demonstrations_have_room(name):
   c, streams = streams_of(name)
   model = checkpoint.load_model(c.model.weights, dtype='float32')
   experience.check_lengths(
-    streams, model.tokenizer, c.batch.prompt_length, c.batch.completion_length
-  )
+    streams, model.tokenizer, (c.batch.prompt_length,),
+    c.batch.completion_length,
+  )  # fmt: skip
 
 
 def test_the_attack_is_violating_health_replies_and_the_rest_harmless():

@@ -447,11 +447,11 @@ def test_a_field_that_only_some_configs_have_names_them():
 
 
 def test_an_unknown_variant_is_refused_with_those_there_are():
-  with pytest.raises(UserError, match=r"'huge'.*\['smollm2', 'tiny'\]"):
+  with pytest.raises(UserError, match=r"'huge'.*\['smollm2', 'tiny'"):
     plan.read_config('configs/rl.py', 'huge')
 
 
-@pytest.mark.parametrize('variant', ['tiny', 'smollm2'])
+@pytest.mark.parametrize('variant', ['tiny', 'smollm2', 'llama3_8b'])
 def test_every_command_line_makes_the_config_that_was_checked(variant):
   """Of every experiment, as train would parse it."""
   read = 0
@@ -700,11 +700,11 @@ def test_on_a_terminal_the_table_is_drawn_over_itself(monkeypatch):
 def test_pod_commands_carry_the_training_through_the_quotes():
   overrides = {'streams.traits.kwargs.system': "It's, 'so'"}
   (task,) = make(Trial('Dose_0.5_1', overrides=overrides))
-  train = ['python3', *plan.train_arguments(task), '--distributed=auto']
+  train = [*plan.train_arguments(task), '--distributed=auto']
   assert "--config.streams.traits.kwargs.system=It's, 'so'" in train
   where = {
     'tpu_name': 'pod', 'zone': 'z-1', 'tpu_type': 'v5p-32',
-    'docker_image': 'r/i', 'pod_folder': 'my code',
+    'docker_image': 'r/i', 'pod_folder': 'my code', 'tpu_slices': 2,
   }  # fmt: skip
   *ssh, remote = pod.command(task, 'gcloud', where)
   assert ssh == [
@@ -712,15 +712,34 @@ def test_pod_commands_carry_the_training_through_the_quotes():
     '--worker=all',
   ]  # fmt: skip
   words = shlex.split(remote.removeprefix('--command='))
-  assert words == ['cd', 'my code', '&&', *train]
+  assert words == ['cd', 'my code', '&&', '.venv/bin/python', *train]
   xpk = pod.command(task, 'xpk', where)
   assert xpk[:3] == ['xpk', 'workload', 'create']
   given = dict(word.split('=', 1) for word in xpk[3:])
-  assert shlex.split(given.pop('--command')) == train
+  assert shlex.split(given.pop('--command')) == ['python3', *train]
   assert given == {
     '--cluster': 'pod', '--workload': 'dose-0-5-1', '--tpu-type': 'v5p-32',
-    '--docker-image': 'r/i', '--zone': 'z-1',
+    '--docker-image': 'r/i', '--zone': 'z-1', '--num-slices': '2',
+    # Of itself a workload is not begun again after a preemption.
+    '--max-restarts': '50',
   }  # fmt: skip
+
+
+@pytest.mark.parametrize('name', ['0_trait', '_', 'a' * 41])
+def test_a_trial_that_xpk_cannot_name_is_refused(name):
+  assert pod.workload('a' * 40) == 'a' * 40
+  with pytest.raises(UserError, match='begins with a letter'):
+    pod.workload(name)
+
+
+def test_an_address_is_no_workdir():
+  for platform in ('local', 'xpk'):
+    with pytest.raises(UserError, match='gs://bucket/runs is an address'):
+      launch.launch(
+        launch.make_parser().parse_args(
+          ['arms', '--workdir=gs://bucket/runs', f'--platform={platform}']
+        )
+      )
 
 
 def test_a_pod_is_only_told_to_run_when_asked(

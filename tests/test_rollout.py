@@ -78,6 +78,27 @@ def test_sample_does_not_depend_on_the_mesh(tiny, prompts, plain, mesh):
   np.testing.assert_allclose(found.logprobs, plain.logprobs, atol=1e-5)
 
 
+@pytest.mark.parametrize('backwards', [False, True])
+@pytest.mark.parametrize('shape', [(8, 1, 1), (4, 1, 2)])
+def test_sample_does_not_depend_on_the_layout(
+  tiny, prompts, plain, shape, backwards
+):
+  """Parameters lie over (1, 4, 2); another mesh may order the devices anew."""
+  sizes = lambda shape: dict(zip(sharding.AXES, shape, strict=True))
+  home = sharding.make_mesh(sizes((1, 4, 2)))
+  devices = jax.devices()[::-1] if backwards else jax.devices()
+  away = sharding.make_mesh(sizes(shape), devices=devices)
+  layout = learner.param_shardings(tiny.decoder, away)
+  sampler = make_sampler(tiny, home, layout=layout)
+  tokens, lengths = prompts
+  found = sampler(place(tiny, home), tokens, lengths, np.arange(B), KEY)
+  for x in jax.tree.leaves(found):
+    assert x.sharding.is_equivalent_to(sharding.rows(home), x.ndim)
+  np.testing.assert_array_equal(found.completions, plain.completions)
+  np.testing.assert_array_equal(found.lengths, plain.lengths)
+  np.testing.assert_allclose(found.logprobs, plain.logprobs, atol=1e-5)
+
+
 def test_steps_slots_and_members_of_a_group_have_their_own_noise(
   tiny, prompts, one_device, plain
 ):

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
+from alignment_rl import config as config_lib
 from alignment_rl import sharding
 from alignment_rl.errors import UserError
-from configs import base
+from configs import base, rl, sft
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,3 +102,21 @@ def test_sampling_has_a_mesh_of_its_own_if_the_config_gives_one():
   config.rollout.tensor = 3
   with pytest.raises(UserError, match=r'config\.mesh\.rollout .*3'):
     sharding.make_meshes(config, jax.devices())
+
+
+@pytest.mark.parametrize(
+  'variant, chips', [('llama3_8b', 16), ('llama3_8b', 32), ('llama3_70b', 128)]
+)
+@pytest.mark.parametrize('get_config', [rl.get_config, sft.get_config])
+def test_pod_variants_fit_the_pods_that_they_name(get_config, variant, chips):
+  c = get_config(variant)
+  name = c.model.weights.removeprefix('random:')
+  sizes = config_lib.load('models', c.model.module).VARIANTS[name]
+  devices = [Device(i, i // 4, 0) for i in range(chips)]
+  updates, sampling = sharding.make_meshes(c.mesh, devices)
+  rows = c.batch.prompts // c.batch.micro_batches
+  sharding.check_fit(updates, sizes, {'rows': rows})
+  sharding.check_fit(sampling, sizes, {'prompts': c.batch.prompts})
+  # A token waits for the chips of one host, or of two.
+  hosts = along(sampling, 'process_index').reshape(-1, sampling.shape['tensor'])
+  assert max(len(set(row)) for row in hosts) <= 2

