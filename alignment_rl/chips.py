@@ -78,6 +78,8 @@ def slice_devices(topology: str) -> tuple[Chip, list[jax.Device]]:
   # Else libtpu asks a server of Google Cloud which machine this is. It is none;
   # the slice is `topology` whatever these say.
   os.environ['TPU_SKIP_MDS_QUERY'] = '1'
+  # Nothing is run, so other processes may compile too.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', 'true')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v4-8')
   chip = CHIPS[name]

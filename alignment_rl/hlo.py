@@ -181,7 +181,7 @@ def _instruction(name, text):
   operands = tuple(_NAME.findall(inside))
   if opcode in ('parameter', 'constant'):
     operands, rest = (), inside
-  return Instruction(name, opcode, _arrays(text[:kind]), operands, rest)
+  return Instruction(name, opcode, arrays(text[:kind]), operands, rest)
 
 
 def _until_closed(text):
@@ -194,7 +194,8 @@ def _until_closed(text):
   raise ValueError(f'a bracket is not closed: {text[:80]}')
 
 
-def _arrays(text):
+def arrays(text: str) -> tuple[Array, ...]:
+  """Those that a type names, such as '(f32[8,4]{1,0}, s32[])'."""
   found = []
   for dtype, shape, layout in _ARRAY.findall(text):
     if dtype in ('token', 'opaque'):

@@ -250,22 +250,26 @@ def read_usage(
     part for part in report.split('Memory Space:') if '(color=0)' in part
   )
   total = float(re.search(r'Total bytes: (\d+)', main)[1])
-  rows = re.findall(
-    r'; +([\d.]+)([KMGT]?i?B); +\d+; +\d+; (?:\d+×)?(\w+\[[\d,]*\])', main
-  )
-  sized = [(float(n) * _UNITS[unit], shape) for n, unit, shape in rows]
+  rows = re.findall(r'; +([\d.]+)([KMGT]?i?B); +\d+; +\d+; (.*)', main)
+  # A place is used by several arrays, one after another.
+  sized = [
+    (float(n) * _UNITS[unit], max(hlo.arrays(names), key=lambda x: x.bytes))
+    for n, unit, names in rows
+    if hlo.arrays(names)
+  ]
   sized.sort(key=lambda row: -row[0])
   return total, [(n, _whence(shape, compiled)) for n, shape in sized[:most]]
 
 
-def _whence(shape, compiled):
+def _whence(array, compiled):
   """A shape and the operation that makes such an array."""
-  found = re.search(rf' = {re.escape(shape)}.*?op_name="([^"]*)"', compiled)
+  shape = f'{array.dtype}[{",".join(map(str, array.shape))}]'
+  found = re.search(rf' = {re.escape(shape)}.*?op_name="(.*?[^\\])"', compiled)
   if not found:
     return shape
-  parts = found[1].split('/')
   # Loops and wrappers say little.
-  dull = ('while', 'body', 'closed_call', 'checkpoint', 'jit(main)')
+  dull = ('while', 'body', 'closed_call', 'checkpoint')
+  parts = found[1].replace('\\', '').split('/')
   return f'{shape} of {"/".join(p for p in parts if p not in dull)}'
 
 
