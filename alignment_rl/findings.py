@@ -121,6 +121,11 @@ def as_text(chip: chips.Chip, findings: list[Finding]) -> str:
     for n, what in f.largest
   ]
   lines += [
+    f'{f.name} does not fit: the largest array is {f.largest[0][1]}'
+    for f in findings
+    if not f.fits
+  ]
+  lines += [
     '',
     f'a step takes at least {_number(step_seconds(findings))} s; its MFU is at '
     f'most {step_mfu(findings):.1%}',

@@ -182,6 +182,8 @@ def examine(
 ) -> Finding:
   """Compiles a program and reads what the compiler says of it.
 
+  It must not come from a compilation cache, which keeps no report.
+
   Args:
     held: bytes of a chip that the run holds, by name.
   """
@@ -341,8 +343,17 @@ def preflight(config: ConfigDict, topology: str, as_json: bool) -> bool:
     print('  ' + ' '.join(_flags(proposal.overrides)))
     print(findings.as_text(chip, proposal.findings))
   elif not fits:
-    print('\nNo config was found that fits: take a larger slice.')
+    print(
+      '\nNo config was found that fits: take a larger slice. Parameters, '
+      f'optimizer and reference take {held_bytes(found) / 1e9:.1f} GB a chip.'
+    )
   return fits
+
+
+def held_bytes(found: list[Finding]) -> float:
+  """Bytes of a chip that the run holds whatever it computes."""
+  (update,) = (f for f in found if f.name == 'update')
+  return update.memory.arguments + update.memory.resident
 
 
 def _flags(overrides):

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from alignment_rl import chips, programs
+from alignment_rl import chips, programs, sharding
 from alignment_rl import config as config_lib
 from alignment_rl.findings import Finding
+from alignment_rl.models.decoder import DecoderConfig
 
 # A search compiles a program or more each time.
 TRIES = 12
@@ -51,6 +52,7 @@ def search(
     devices: of the slice.
   """
   config = config.copy_and_resolve_references()
+  sizes = programs.load_model(config).config
   overrides = {}
   for _ in range(TRIES):
     failing = [f for f in findings if not f.fits]
@@ -60,7 +62,7 @@ def search(
       if all(f.fits for f in findings):
         return Proposal(overrides, findings)
       continue
-    change = next(changes(config, failing, chip, devices), None)
+    change = next(changes(config, sizes, failing, chip, devices), None)
     if change is None:
       return None
     config_lib.override(config, change)
@@ -74,53 +76,61 @@ def search(
 
 
 def changes(
-  config: ConfigDict, failing: list[Finding], chip: chips.Chip, devices: int
+  config: ConfigDict,
+  sizes: DecoderConfig,
+  failing: list[Finding],
+  chip: chips.Chip,
+  devices: int,
 ) -> Iterator[dict[str, Any]]:
   """Changes that may help the programs that do not fit, the mildest first."""
-  sizes = programs.load_model(config).config
   names = {f.name for f in failing}
-  b, mesh = config.batch, config.mesh
-  shape = [mesh.data, mesh.fsdp, mesh.tensor]
-  known = -int(np.prod(shape)) if -1 in shape else 0
-  data, fsdp, tensor = (devices // known if n == -1 else n for n in shape)
-  rows, shards = b.prompts // b.micro_batches, data * fsdp
+  b = config.batch
+  data, fsdp, tensor = mesh_sizes(config, devices)
+  shards = data * fsdp
   if data > 1 and sizes.embed % shards == 0:
     yield {'mesh.data': 1, 'mesh.fsdp': shards}
+  if all(f.memory.arguments + f.memory.resident > chip.usable for f in failing):
+    return  # The parameters and their optimizer alone take too much.
   if 'update' in names:
-    if config.model.remat == 'none':
+    if config.model.remat != 'block':
       yield {'model.remat': 'block'}
-    if rows > shards:
-      (update,) = (f for f in failing if f.name == 'update')
-      yield {'batch.micro_batches': _parts(update, b, shards, chip)}
-  if names & {'update', 'scores'} and fsdp % 2 == 0:
-    if all(n % (2 * tensor) == 0 for n in (sizes.kv_heads, sizes.mlp)):
-      change = {'mesh.fsdp': fsdp // 2, 'mesh.tensor': tensor * 2}
-      if 'update' in names:
-        change['batch.micro_batches'] = b.micro_batches * 2
-      if data != mesh.data:
-        change['mesh.data'] = data
-      yield change
+    (update,) = (f for f in failing if f.name == 'update')
+    for parts in _micro_batches(update, b, shards, chip):
+      yield {'batch.micro_batches': parts}
+    # Two chips share a row, and so its heads and its part of the MLP.
+    wider = (sizes.kv_heads, sizes.heads, sizes.mlp, sizes.vocab)
+    if fsdp % 2 == 0 and all(n % (2 * tensor) == 0 for n in wider):
+      yield {
+        'mesh.data': data,
+        'mesh.fsdp': fsdp // 2,
+        'mesh.tensor': tensor * 2,
+        'batch.micro_batches': b.micro_batches * 2,
+      }
   if 'judge' in names and config.judge.rows > shards:
     yield {'judge.rows': max(config.judge.rows // 2, shards)}
   if names & {'sampler', 'scores'} and b.prompts // 2 % shards == 0:
     parts = min(b.micro_batches, b.prompts // 2 // shards)
     yield {'batch.prompts': b.prompts // 2, 'batch.micro_batches': parts}
-  for field in ('batch.completion_length', 'batch.prompt_length'):
-    length = b[field.removeprefix('batch.')] // 2
-    if length >= _SHORTEST:
-      yield {field: length}
+  for field in ('completion_length', 'prompt_length'):
+    if b[field] // 2 >= _SHORTEST:
+      yield {f'batch.{field}': b[field] // 2}
 
 
-def _parts(update, b, shards, chip):
-  """As many micro-batches as the temporaries seem to need, at least twice."""
+def mesh_sizes(config: ConfigDict, devices: int) -> tuple[int, ...]:
+  """Devices along data, fsdp and tensor, with -1 filled."""
+  shape = [config.mesh[axis] for axis in sharding.AXES]
+  known = abs(int(np.prod(shape)))
+  return tuple(devices // known if n == -1 else n for n in shape)
+
+
+def _micro_batches(update, b, shards, chip):
+  """Numbers of micro-batches, from what the temporaries seem to need."""
   memory = update.memory
   free = chip.usable - (memory.total - memory.temporaries)
   needed = memory.temporaries / free if free > 0 else np.inf
-  most = b.prompts // shards
-  parts = [
+  more = [
     n
-    for n in range(b.micro_batches + 1, most + 1)
+    for n in range(b.micro_batches + 1, b.prompts // shards + 1)
     if b.prompts % n == 0 and b.prompts // n % shards == 0
   ]
-  enough = [n for n in parts if n >= needed * b.micro_batches]
-  return (enough or parts[-1:])[0]
+  return [n for n in more if n >= needed * b.micro_batches] or more[-1:]
