@@ -159,7 +159,7 @@ def test_the_kernel_is_taken_where_it_is_asked_for_and_never_to_decode(
     eos_ids=(258,),
   )  # fmt: skip
   args = model.params, *rows[:2], jnp.arange(B), jax.random.key(0)
-  assert kernels(sampler._sample, *args) == 1  # the prompts
+  assert kernels(sampler.program, *args) == 1  # the prompts
 
 
 @pytest.mark.parametrize(

@@ -76,15 +76,15 @@ def test_memory_is_that_of_the_parameters_and_what_stands_beside(found):
 
 
 def test_the_parts_are_those_of_the_compiler(found):
-  task = preflight.plan(tiny(), _mesh())[0][2]
+  task = preflight.plan(tiny(), _meshes())[0][2]
   stats = task.traced.lower().compile().memory_analysis()
   memory = found['scores'].memory
   assert memory.arguments == stats.argument_size_in_bytes
   assert memory.temporaries == pytest.approx(stats.temp_size_in_bytes, rel=0.01)
 
 
-def _mesh():
-  return sharding.make_mesh(tiny().mesh)
+def _meshes():
+  return sharding.make_meshes(tiny().mesh)
 
 
 def test_seconds_follow_from_the_chip(found):
@@ -103,7 +103,7 @@ def test_micro_batches_and_repeated_blocks_do_not_change_the_work():
   def update(**changes):
     c = tiny()
     c.update_from_flattened_dict(changes)
-    (task,) = (t for t in preflight.plan(c, _mesh())[0] if t.name == 'update')
+    (task,) = (t for t in preflight.plan(c, _meshes())[0] if t.name == 'update')
     return task
 
   once = update()
@@ -115,15 +115,15 @@ def test_micro_batches_and_repeated_blocks_do_not_change_the_work():
 
 
 def test_demonstrations_need_no_sampler_and_no_judge():
-  tasks, _ = preflight.plan(tiny(sft), _mesh())
+  tasks, _ = preflight.plan(tiny(sft), _meshes())
   assert [t.name for t in tasks] == ['scores', 'update']
 
 
 def test_what_the_run_holds_beside_counts():
   # In another shape: a program that was compiled before leaves no report.
-  task = preflight.plan(tiny(group=2), _mesh())[0][2]
+  task = preflight.plan(tiny(group=2), _meshes())[0][2]
   held = {'params': GB / 2, 'optimizer': GB / 2, 'reference': GB / 2}
-  found = preflight.examine(task, _mesh(), TOY, held)
+  found = preflight.examine(task, _meshes()[0], TOY, held)
   assert found.compiled and not found.fits
   assert found.memory.resident == GB  # `scores` is given the reference
   assert found.memory.total - GB < GB / 100
@@ -191,7 +191,7 @@ def test_a_config_that_does_not_fit_the_mesh_is_a_mistake():
   c = tiny()
   c.batch.prompts = 6
   with pytest.raises(UserError, match='raise it to 8'):
-    preflight.plan(c, _mesh())
+    preflight.plan(c, _meshes())
 
 
 def compiler(need):
@@ -249,8 +249,9 @@ def test_the_mesh_comes_first_for_it_costs_nothing():
 def test_then_blocks_are_repeated_then_micro_batches_taken_as_needed():
   # Eight rows at a time fit, 32 are tried, and no more than is needed.
   need = lambda c: {
-    'update': GB * rows(c) / (24 if c.model.remat == 'block' else 4), 'sampler': 1
-  }  # fmt: skip
+    'update': GB * rows(c) / (24 if c.model.remat == 'block' else 4),
+    'sampler': 1,
+  }
   found, _ = search(small(), need)
   assert found.overrides == {
     'mesh.data': 1, 'mesh.fsdp': 8, 'model.remat': 'block',
@@ -320,8 +321,8 @@ def test_every_change_makes_a_config_that_train_takes():
   model = programs.load_model(c)
   for change in proposals.changes(c, model.config, failing, TOY, 8):
     changed = config.override(c.copy_and_resolve_references(), change)
-    mesh = sharding.make_mesh(changed.mesh)
-    programs.make(changed, model, mesh, 4)  # else a UserError
+    meshes = sharding.make_meshes(changed.mesh)
+    programs.make(changed, model, meshes, 4)  # else a UserError
 
 
 @pytest.mark.skipif(
