@@ -115,6 +115,9 @@ def read(
     if not fused:
       moved += times * hlo.bytes_moved(module, computation, line)
     kind = line.opcode.removesuffix('-start')
+    if computation.name.startswith('all-reduce-scatter'):
+      # A TPU's reduce-scatter: a sum and a slice of it, in one.
+      kind = kind.replace('all-reduce', 'reduce-scatter')
     if kind in _SHARES:
       groups = device_groups(line.rest, mesh.size)
       n = groups.shape[1]

@@ -193,6 +193,13 @@ TPU = """HloModule jit_f, input_output_alias={ {0}: (0, {}, may-alias) }
   ROOT %conv = f32[5,4,6]{2,1,0:T(8,128)} convolution(%q0, %q1), window={size=5 stride=4 lhs_dilate=5}, dim_labels=0bf_0oi->0bf
 }
 
+%all-reduce-scatter.1 (r: f32[5,4,6]) -> f32[5,2,6] {
+  %r = f32[5,4,6]{2,1,0:T(8,128)S(1)} parameter(0)
+  %whole = f32[5,4,6]{2,1,0:T(8,128)} all-reduce(%r), channel_id=2, replica_groups=[4,2]<=[8], use_global_device_ids=true, to_apply=%add
+  %z = s32[]{:T(128)} constant(0)
+  ROOT %half = f32[5,2,6]{2,1,0:T(8,128)S(1)} dynamic-slice(%whole, %z, %z, %z), dynamic_slice_sizes={5,2,6}
+}
+
 %end (e: (s32[], bf16[7,16,8], bf16[5,4,8], bf16[5,6,8])) -> pred[] {
   %n = s32[]{:T(128)} constant(3)
   %e = (s32[]{:T(128)}, bf16[7,16,8]{2,1,0}, bf16[5,4,8]{2,1,0}, bf16[5,6,8]{2,1,0}) parameter(0)
@@ -209,6 +216,7 @@ TPU = """HloModule jit_f, input_output_alias={ {0}: (0, {}, may-alias) }
   %layer = bf16[1,16,8]{2,1,0:T(8,128)(2,1)S(1)} fusion(%w, %j), kind=kLoop, calls=%part
   %xy = f32[5,4,6]{2,1,0:T(8,128)S(1)} fusion(%x, %y), kind=kOutput, calls=%product
   %sum = f32[5,4,6]{2,1,0:T(8,128)} all-reduce(%xy), channel_id=1, replica_groups=[4,2]<=[8], use_global_device_ids=true, to_apply=%add
+  %scattered = f32[5,2,6]{2,1,0:T(8,128)S(1)} fusion(%xy), kind=kCustom, calls=%all-reduce-scatter.1
   ROOT %next = (s32[]{:T(128)}, bf16[7,16,8]{2,1,0}, bf16[5,4,8]{2,1,0}, bf16[5,6,8]{2,1,0}) tuple(%j, %w, %x, %y)
 }
 
@@ -235,7 +243,11 @@ def test_what_a_tpu_does_by_hand():
   )
   # Beside them the counter, 4 bytes of the fusion's second argument.
   assert found.bytes_moved == 3 * (layer + 4 + factors + result)
-  assert found.collectives == {('all-reduce', 'tensor'): 3 * result}
+  # Of two, each sends half and half again, or half alone.
+  assert found.collectives == {
+    ('all-reduce', 'tensor'): 3 * result,
+    ('reduce-scatter', 'tensor'): 3 * result / 2,
+  }
   assert hlo.interface_bytes(TPU) == (7 * layer, 7 * layer, 7 * layer)
 
 
