@@ -85,7 +85,7 @@ def state_shardings(
   """
 
   def init():
-    tokens = jnp.zeros((1, 1, 2), jnp.int32)
+    tokens = jnp.zeros((1, 1, 1), jnp.int32)
     boxed = model.init(jax.random.key(0), tokens, method='init_everything')
     params = boxed['params']
     opt_state = tx.init(optimizers.split(params, trainable)[0])
@@ -109,7 +109,7 @@ def place_params(model: Decoder, params: Any, shardings: Any, key: jax.Array):
     return checkpoint.place(params, shardings)
 
   def init(key):
-    tokens = jnp.zeros((1, 1, 2), jnp.int32)
+    tokens = jnp.zeros((1, 1, 1), jnp.int32)
     boxed = model.init(key, tokens, method='init_everything')
     return nn.meta.unbox(boxed['params'])
 
