@@ -145,7 +145,7 @@ def place_params(model: Decoder, params: Any, shardings: Any, key: jax.Array):
 
 def _init(model, key):
   """All parameters, boxed with the names of their axes."""
-  tokens = jnp.zeros((1, 1, 2), jnp.int32)
+  tokens = jnp.zeros((1, 1, 1), jnp.int32)
   return model.init(key, tokens, method='init_everything')['params']
 
 

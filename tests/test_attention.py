@@ -122,13 +122,12 @@ def test_several_blocks_of_each_segment(window, dtype, tolerance):
 def test_rows_and_heads_split_over_eight_devices(make_tiny, rows):
   model = make_tiny()
   mesh = sharding_lib.make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
+  decoder = with_attention(model, 'splash', mesh)
   params = sharding_lib.to_global(
-    model.params, learner.param_shardings(model.decoder, mesh)
+    model.params, learner.param_shardings(decoder, mesh)
   )
   split = sharding_lib.to_global(rows, sharding_lib.rows(mesh))
-  found = logprobs_and_gradient(
-    with_attention(model, 'splash', mesh), params, split
-  )
+  found = logprobs_and_gradient(decoder, params, split)
   expected = logprobs_and_gradient(
     with_attention(model, 'einsum'), model.params, rows
   )
