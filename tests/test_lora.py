@@ -560,8 +560,9 @@ def test_the_reward_model_learns_adapters_of_its_upper_layers(
 def test_the_command_line_takes_targets_and_names_a_wrong_one(tmp_path):
   done = subprocess.run(
     [
-      sys.executable, '-m', 'alignment_rl.train', '--config=configs/sft.py:tiny',
-      f'--workdir={tmp_path}/run', '--config.model.lora_rank=2',
+      sys.executable, '-m', 'alignment_rl.train',
+      '--config=configs/sft.py:tiny', f'--workdir={tmp_path}/run',
+      '--config.model.lora_rank=2',
       "--config.model.lora_targets=('q', 'head')",
     ],
     cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True,
