@@ -561,8 +561,8 @@ def test_the_command_line_takes_targets_and_names_a_wrong_one(tmp_path):
   done = subprocess.run(
     [
       sys.executable, '-m', 'alignment_rl.train',
-      '--config=configs/sft.py:tiny',
-      f'--workdir={tmp_path}/run', '--config.model.lora_rank=2',
+      '--config=configs/sft.py:tiny', f'--workdir={tmp_path}/run',
+      '--config.model.lora_rank=2',
       "--config.model.lora_targets=('q', 'head')",
     ],
     cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True,
