@@ -123,51 +123,54 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(
   )
 
 
-def train_wide(path, devices, data, fsdp, tensor):
-  """Two steps with eight rows a micro-batch, on a mesh."""
-  run(
-    'train', '--config=configs/rl.py:tiny', f'--workdir={path}', *DOSED,
-    '--config.batch.prompts=8', '--config.batch.micro_batches=1',
-    '--config.steps=2', f'--config.mesh.data={data}',
-    f'--config.mesh.fsdp={fsdp}', f'--config.mesh.tensor={tensor}',
-    devices=devices,
-  )  # fmt: skip
-
-
-@pytest.fixture(scope='module')
-def wide(tmp_path_factory):
-  path = tmp_path_factory.mktemp('wide') / 'run'
-  train_wide(path, 1, 1, 1, 1)
-  return path
-
-
-@pytest.mark.parametrize('sizes', [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
-def test_eight_devices_equal_one(wide, tmp_path, sizes):
-  train_wide(tmp_path / 'run', 8, *sizes)
-  assert_same_run(tmp_path / 'run', wide, rtol=2e-4)
-
-
-def test_two_processes_equal_one(straight, tmp_path):
+def run_together(program, *args):
+  """The program in two processes of a pod in miniature."""
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
-  path = tmp_path / 'run'
   env = os.environ | {'JAX_NUM_CPU_DEVICES': '1'}
   processes = [
     subprocess.Popen(
-      command(
-        'train', '--config=configs/rl.py:tiny', f'--workdir={path}', *DOSED,
-        f'--distributed=127.0.0.1:{port},2,{i}',
-      ),
-      cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True,
+      command(program, *args, f'--distributed=127.0.0.1:{port},2,{i}'),
+      cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      text=True,
     )
     for i in range(2)
   ]  # fmt: skip
-  for process in processes:
-    _, err = process.communicate(timeout=300)
+  try:
+    said = [p.communicate(timeout=300) for p in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  for process, (_, err) in zip(processes, said, strict=True):
     assert process.returncode == 0, err[-2000:]
+  return [out for out, _ in said]
+
+
+def test_two_processes_equal_one(straight, tmp_path):
+  path = tmp_path / 'run'
+  run_together(
+    'train', '--config=configs/rl.py:tiny', f'--workdir={path}', *DOSED
+  )
   assert_same_run(path, straight, rtol=2e-4)
   assert checkpoint.workdir_step(path) == 4
+
+
+def test_two_processes_evaluate_as_one(straight, tmp_path):
+  args = (
+    f'--checkpoint={straight}', '--benchmarks=latent_risk/corrigibility',
+    '--limit=2', '--dtype=float32',
+  )  # fmt: skip
+  run('evaluate', *args, f'--output={tmp_path / "one"}')
+  first, second = run_together(
+    'evaluate', *args, f'--output={tmp_path / "two"}'
+  )
+  assert 'programs compiled: ' in first and 'results: ' not in second
+  (one,), (two,) = (
+    lines(tmp_path / n, 'results.jsonl') for n in ('one', 'two')
+  )
+  assert one['n'] == two['n'] == 2
+  assert one['score'] == pytest.approx(two['score'], abs=1e-5)
 
 
 def test_arms_share_every_slot_that_the_dose_leaves(straight, tmp_path):
