@@ -118,7 +118,7 @@ WRONG = {
 
 
 def test_an_address_is_no_workdir():
-  with pytest.raises(UserError, match=r'mount the bucket .* docs/tpu.md'):
+  with pytest.raises(UserError, match=r'mount the bucket .*docs/tpu.md'):
     train.train(rl.get_config('tiny'), 'gs://bucket/run')
 
 
