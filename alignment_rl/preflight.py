@@ -95,6 +95,11 @@ def plan(
     'optimizer': _chip_bytes(state.opt_state),
     'reference': _chip_bytes(reference),
   }
+  for name, gold in config.gold.items() if config.log.gold_every else ():
+    if gold.weights:
+      held[f'gold.{name}'] = _chip_bytes(
+        _reader(config, gold.weights, model, mesh)[1]
+      )
   # Adapters stand beside the reference itself.
   policy = ('params', 'reference') if base else ('params',)
   of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
@@ -144,16 +149,10 @@ def plan(
 def _judge(config, model, mesh, held):
   """The judge's program, the shapes it is given, and whose weights it has."""
   weights, b = config.judge.weights, config.batch
-  if weights:
-    reader = checkpoint.load_model(
-      weights, family=config.model.module, dtype=config.judge.dtype
-    )
-  else:
-    reader = model.with_dtype(config.judge.dtype)
+  reader, params = _reader(config, weights, model, mesh)
   scorer = rollout.TextScorer(
     reader.decoder, None, reader.tokenizer, mesh, rows=config.judge.rows
   )
-  params = learner.abstract_params(reader.decoder, mesh)
   name = 'judge' if weights else 'reference'
   held[name] = _chip_bytes(params)
   shards = sharding.row_shards(mesh)
@@ -162,6 +161,17 @@ def _judge(config, model, mesh, held):
   of = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
   P = text.bucket(b.prompt_length + b.completion_length, 16)
   return scorer, (params, of(n, P), of(n), of(n, G, C), of(n, G)), name
+
+
+def _reader(config, weights, model, mesh):
+  """A frozen model that reads for a reward, and its parameters in shapes."""
+  if weights:
+    reader = checkpoint.load_model(
+      weights, family=config.model.module, dtype=config.judge.dtype
+    )
+  else:
+    reader = model.without_lora().with_dtype(config.judge.dtype)
+  return reader, learner.abstract_params(reader.decoder, mesh)
 
 
 def _placed(abstract, shardings):
