@@ -118,11 +118,11 @@ def test_judges_with_weights_of_their_own_are_held_too():
   c = tiny()
   c.judge.weights = c.gold.second.weights = 'random:tiny_scaled'
   c.log.gold_every = 1
-  tasks, held = preflight.plan(c, _mesh())
+  tasks, held = preflight.plan(c, _meshes())
   assert held['judge'] == held['gold.second'] > held['params']  # two heads
   assert [t.holds for t in tasks if t.name == 'judge'] == [('judge',)]
   c.log.gold_every = 0
-  assert 'gold.second' not in preflight.plan(c, _mesh())[1]
+  assert 'gold.second' not in preflight.plan(c, _meshes())[1]
 
 
 def test_demonstrations_need_no_sampler_and_no_judge():
