@@ -135,15 +135,38 @@ class Module:
     if known:
       return int(known[1])
     condition = self.computations[loop.attribute('condition')]
-    # A counted loop goes from 0 by 1 while less than a constant.
+    # A counted loop goes from 0 in equal steps while less than a constant.
     root = condition.lines[condition.root]
     if root.opcode == 'compare' and root.attribute('direction') == 'LT':
-      bound = condition.operands(root)[-1]
-      if bound.opcode == 'constant':
-        return int(bound.rest)
+      counter, bound = condition.operands(root)
+      if bound.opcode == 'constant' and counter.attribute('index'):
+        step = self._step(loop, int(counter.attribute('index')))
+        if step:
+          return math.ceil(int(bound.rest) / step)
     if trips is None:
       raise ValueError(f'how often {loop.name} runs is not known')
     return trips
+
+  def _step(self, loop, index):
+    """What a loop's body adds to the counter at `index`; 0 = not found."""
+    body = self.computations[loop.attribute('body')]
+    values = body.operands(body.lines[body.root])
+    line = values[index] if index < len(values) else body.lines[body.root]
+    while line.opcode in ('copy', 'copy-done', 'copy-start', 'bitcast'):
+      line = body.operands(line)[0]
+    if line.opcode == 'fusion':
+      inside = self.computations[line.attribute('calls')]
+      return _added(inside, inside.lines[inside.root])
+    return _added(body, line)
+
+
+def _added(computation, line):
+  constants = [
+    int(x.rest)
+    for x in computation.operands(line)
+    if line.opcode == 'add' and x.opcode == 'constant'
+  ]
+  return sum(constants)
 
 
 def _branches(line):

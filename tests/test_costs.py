@@ -217,7 +217,9 @@ TPU = """HloModule jit_f, input_output_alias={ {0}: (0, {}, may-alias) }
   %xy = f32[5,4,6]{2,1,0:T(8,128)S(1)} fusion(%x, %y), kind=kOutput, calls=%product
   %sum = f32[5,4,6]{2,1,0:T(8,128)} all-reduce(%xy), channel_id=1, replica_groups=[4,2]<=[8], use_global_device_ids=true, to_apply=%add
   %scattered = f32[5,2,6]{2,1,0:T(8,128)S(1)} fusion(%xy), kind=kCustom, calls=%all-reduce-scatter.1
-  ROOT %next = (s32[]{:T(128)}, bf16[7,16,8]{2,1,0}, bf16[5,4,8]{2,1,0}, bf16[5,6,8]{2,1,0}) tuple(%j, %w, %x, %y)
+  %one = s32[]{:T(128)} constant(1)
+  %k = s32[]{:T(128)} add(%j, %one)
+  ROOT %next = (s32[]{:T(128)}, bf16[7,16,8]{2,1,0}, bf16[5,4,8]{2,1,0}, bf16[5,6,8]{2,1,0}) tuple(%k, %w, %x, %y)
 }
 
 ENTRY %main (a: bf16[7,16,8]) -> bf16[7,16,8] {
@@ -241,14 +243,27 @@ def test_what_a_tpu_does_by_hand():
     (5 * 4 * 8 + 5 * 6 * 8) * 2,
     5 * 4 * 6 * 4,
   )
-  # Beside them the counter, 4 bytes of the fusion's second argument.
-  assert found.bytes_moved == 3 * (layer + 4 + factors + result)
+  # Beside them the counter: 4 bytes of the fusion's second argument, and added
+  # to from two and into one.
+  assert found.bytes_moved == 3 * (layer + 4 + factors + result + 12)
   # Of two, each sends half and half again, or half alone.
   assert found.collectives == {
     ('all-reduce', 'tensor'): 3 * result,
     ('reduce-scatter', 'tensor'): 3 * result / 2,
   }
   assert hlo.interface_bytes(TPU) == (7 * layer, 7 * layer, 7 * layer)
+
+
+def test_a_loop_of_larger_steps_runs_less_often():
+  mesh = sharding.make_mesh({'data': 4, 'fsdp': 1, 'tensor': 2})
+  # To 6 by twos, or to 5.
+  for end in (6, 5):
+    text = TPU.replace('constant(3)', f'constant({end})')
+    text = text.replace('constant(1)', 'constant(2)')
+    assert costs.read(text, mesh) == costs.read(TPU, mesh)
+  unknown = TPU.replace('add(%j, %one)', 'multiply(%j, %one)')
+  with pytest.raises(ValueError, match='is not known'):
+    costs.read(unknown, mesh)
 
 
 def test_bytes_of_a_program_are_those_of_the_compiler():
