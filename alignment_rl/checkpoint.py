@@ -200,11 +200,7 @@ class Checkpointer:
     self, abstract: TrainState, shardings: TrainState
   ) -> tuple[TrainState, dict]:
     """The last state, laid out by `shardings`, and its host state."""
-    target = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      abstract,
-      shardings,
-    )
+    target = sharding.abstract(abstract, shardings)
     found = self._manager.restore(
       self.latest(),
       args=ocp.args.Composite(
@@ -270,7 +266,7 @@ def _read_hf(folder, module):
   if not folder.is_dir():
     raise UserError(
       f'no model at {str(folder)!r}; give a .gguf file, a Hugging Face folder, '
-      'file, a workdir with checkpoints, package:NAME or random:VARIANT'
+      'a workdir with checkpoints, package:NAME or random:VARIANT'
     )
   sizes, tokenizer = _read_hf_config(folder, module)
   tensors = huggingface.open_tensors(folder)

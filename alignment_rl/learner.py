@@ -112,17 +112,14 @@ def state_shardings(
 
 def param_shardings(model: Decoder, mesh: jax.sharding.Mesh) -> Any:
   """Shardings of all parameters: base, adapters and heads."""
-  boxed = jax.eval_shape(lambda: _init(model, jax.random.key(0)))
-  return sharding.param_shardings(boxed, mesh)
+  return jax.tree.map(lambda x: x.sharding, abstract_params(model, mesh))
 
 
 def abstract_params(model: Decoder, mesh: jax.sharding.Mesh) -> Any:
   """Shapes of all parameters, with their shardings."""
   boxed = jax.eval_shape(lambda: _init(model, jax.random.key(0)))
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    nn.meta.unbox(boxed),
-    sharding.param_shardings(boxed, mesh),
+  return sharding.abstract(
+    nn.meta.unbox(boxed), sharding.param_shardings(boxed, mesh)
   )
 
 

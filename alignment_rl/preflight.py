@@ -87,7 +87,7 @@ def plan(
   b, mesh = config.batch, meshes[0]
   model, streams = programs.load_model(config), len(config.streams)
   run = programs.make(config, model, meshes, streams)
-  state = _placed(run.abstract, run.shardings)
+  state = sharding.abstract(run.abstract, run.shardings)
   start = learner.abstract_params(model.decoder, mesh)
   base, reference = lora.split(start)[0], lora.without(start)
   held = {
@@ -172,14 +172,6 @@ def _reader(config, weights, model, mesh):
   else:
     reader = model.without_lora().with_dtype(config.judge.dtype)
   return reader, learner.abstract_params(reader.decoder, mesh)
-
-
-def _placed(abstract, shardings):
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    abstract,
-    shardings,
-  )
 
 
 def _chip_bytes(tree):

@@ -19,6 +19,7 @@ from alignment_rl import (
   metrics,
   mixture,
   optimizers,
+  programs,
   reward_learner,
   rollout,
   sharding,
@@ -38,12 +39,7 @@ def reward_train(config, workdir: str) -> None:
   tx = optimizers.make_optimizer(steps=config.steps, **optimizer)
   examples = keep(make_examples(config), r.leave_out)
   mesh, _ = sharding.make_meshes(config.mesh)
-  m = config.model
-  adapters = lora.settings(m.lora_rank, m.lora_alpha, m.lora_targets)
-  model = checkpoint.load_model(
-    m.weights, family=m.module, dtype=m.dtype, remat=m.remat,
-    attention=m.attention, adapters=adapters,
-  )  # fmt: skip
+  model = programs.load_model(config)
   sharding.check_fit(
     mesh, model.config, {'3 x config.reward_model.batch': 3 * r.batch}
   )

@@ -280,10 +280,8 @@ class Sampler:
     """Shapes of the parameters that `program` is given, from those of a run."""
     if self._layout is None:
       return params
-    return jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      jax.eval_shape(self._to_move, params),
-      self._layout,
+    return sharding.abstract(
+      jax.eval_shape(self._to_move, params), self._layout
     )
 
 

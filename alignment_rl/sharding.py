@@ -160,6 +160,15 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
   return jax.tree.map(place, nn.meta.unbox(boxed), shardings)
 
 
+def abstract(tree: Any, shardings: Any) -> Any:
+  """Shapes of arrays, with their shardings; of anything that has a shape."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    tree,
+    shardings,
+  )
+
+
 def rows(mesh: Mesh) -> NamedSharding:
   """First axis over the rows of the mesh."""
   return NamedSharding(mesh, ROWS)

@@ -18,7 +18,7 @@ import shlex
 import sys
 import textwrap
 
-from alignment_rl import conditions, suite
+from alignment_rl import checkpoint, conditions, suite
 from alignment_rl import config as config_lib
 from alignment_rl.config import Evaluation
 from alignment_rl.errors import UserError
@@ -81,7 +81,7 @@ def launch(flags: argparse.Namespace) -> int:
       'the report compares; add it, or choose --stages=train,evaluate'
     )
   if 'evaluate' in stages:
-    check_evaluation(evaluation, flags.data_dir)
+    check_evaluation(evaluation, flags.data_dir, flags.judge)
   plan.check_workdirs(tasks)
   print(_cost_line(tasks, evaluation), flush=True)
 
@@ -130,17 +130,22 @@ def read_tasks(
   )
 
 
-def check_evaluation(evaluation: Evaluation, data_dir: str) -> None:
+def check_evaluation(
+  evaluation: Evaluation, data_dir: str, judge: str = ''
+) -> None:
   """Whether evaluate has all that it will read.
 
   Raises:
-    UserError: an unknown benchmark or condition, or a public set is missing.
+    UserError: an unknown benchmark or condition, or a public set or the judge
+      is missing.
   """
   data = pathlib.Path(data_dir) if data_dir else None
   absent = suite.missing(suite.select(evaluation.benchmarks), data)
   if absent:
     raise UserError(suite.explain(absent, data))
   conditions.read(evaluation.conditions, data)
+  if judge:
+    checkpoint.load_model(judge, dtype='float32')
 
 
 def evaluate_command(tasks, evaluation, flags) -> list[str]:

@@ -9,6 +9,7 @@ import pathlib
 import sys
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -116,6 +117,30 @@ def run(start, folder, mesh, slices=1, rollout=(0, 0, 0), steps=2):
     output=folder / 'evaluation' / str(steps),
     settings=evaluate.Settings(dtype='float32'),
   )  # fmt: skip
+
+
+def attach(patched, n):
+  """Meshes are of the first n devices alone, as long as it is patched."""
+  make_mesh = sharding.make_mesh
+  devices = jax.devices()[:n]
+  patched.setattr(
+    sharding, 'make_mesh',
+    lambda sizes, **kwargs: make_mesh(sizes, **(kwargs | {'devices': devices})),
+  )  # fmt: skip
+
+
+def check_lines(found, wanted, name, apart=()):
+  """Lines of metrics say the same, but for clocks and the fields `apart`."""
+  assert len(found) == len(wanted) > 0
+  apart = ('secs', 'tokens_per', 'compilations', *apart)
+  for a, b in zip(found, wanted, strict=True):
+    assert a.keys() == b.keys()
+    for key in a:
+      if not key.startswith(apart):
+        np.testing.assert_allclose(
+          np.array(a[key], float), np.array(b[key], float),
+          rtol=1e-3, atol=1e-4, err_msg=f'{name} {a["step"]} {key}',
+        )  # fmt: skip
 
 
 def main():

@@ -554,6 +554,7 @@ def test_list_says_question_arms_seeds_and_cost(small):
     (['--benchmarks=nope'], "unknown benchmark 'nope'"),
     (['--benchmarks=health/medqa', '--data_dir='], 'read public sets'),
     (['--conditions=system:nope'], "unknown condition 'system:nope'"),
+    (['--judge=nope'], "no model at 'nope'"),
     (['--platform=xpk', '--tpu_name=c'], "needs ['--tpu_type', '--docker_im"),
   ],
 )
@@ -572,6 +573,15 @@ def test_an_unknown_experiment_is_refused_with_those_there_are(small, capsys):
   said = capsys.readouterr().err
   assert said.startswith("error: unknown experiment 'nope'; have [")
   assert 'small' in said and "'launch'" not in said
+
+
+def test_the_evaluation_is_given_what_launch_was(small):
+  given = flags(
+    '--workdir=runs', '--limit=3', '--batch=5', '--judge=random:tiny'
+  )
+  _, evaluation = launch.read_tasks('small', given)
+  command = launch.evaluate_command([], evaluation, given)
+  assert {'--limit=3', '--batch=5', '--judge=random:tiny'} <= set(command)
 
 
 @pytest.mark.parametrize(

@@ -345,6 +345,30 @@ def test_the_sampler_draws_from_the_merged_policy(tuned, one_device):
   )
 
 
+def test_the_sampler_may_lie_otherwise_than_the_adapters(tuned, one_device):
+  sizes = lambda *shape: dict(zip(sharding.AXES, shape, strict=True))
+  home, away = (
+    sharding.make_mesh(sizes(*shape)) for shape in ((1, 4, 2), (4, 1, 2))
+  )
+
+  def sample(mesh, **layout):
+    sampler = rollout.Sampler(
+      tuned.decoder, mesh, group=G, length=C, eos_ids=(256,), **layout
+    )
+    params = sharding.to_global(
+      tuned.params, learner.param_shardings(tuned.decoder, mesh)
+    )
+    key = jax.random.key(0)
+    return jax.device_get(sampler(params, PROMPTS, LENGTHS, np.arange(B), key))
+
+  # Adapters are merged before the parameters are moved.
+  layout = learner.param_shardings(tuned.without_lora().decoder, away)
+  found, expected = sample(home, layout=layout), sample(one_device)
+  np.testing.assert_array_equal(found.completions, expected.completions)
+  np.testing.assert_array_equal(found.lengths, expected.lengths)
+  np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   'dtype, expected', [('', 'bfloat16'), ('float32', 'float32')]
 )

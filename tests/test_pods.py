@@ -4,6 +4,7 @@ One run of all four on each: on 1, 2, 4 and 8 devices of this process, and on 2
 and 4 processes of a pod in miniature. What they wrote is then read elsewhere.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from alignment_rl import checkpoint, sharding
+from alignment_rl import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -33,17 +34,12 @@ def start(tiny, tmp_path_factory):
 @pytest.fixture(scope='module')
 def attach():
   """Attaches the first n devices alone, until the module's tests are done."""
-  make_mesh = sharding.make_mesh
-  with pytest.MonkeyPatch.context() as patched:
+  with contextlib.ExitStack() as stack:
 
     def only(n):
-      devices = jax.devices()[:n]
-      patched.setattr(
-        sharding, 'make_mesh',
-        lambda sizes, **kwargs: make_mesh(
-          sizes, **(kwargs | {'devices': devices})
-        ),
-      )  # fmt: skip
+      stack.close()
+      patched = stack.enter_context(pytest.MonkeyPatch.context())
+      four_programs.attach(patched, n)
 
     yield only
 
@@ -85,16 +81,7 @@ def check_metrics(folder, expected, steps=slice(None)):
   found, wanted = (
     lines(x / 'metrics.jsonl')[steps] for x in (folder, expected)
   )
-  assert len(found) == len(wanted) > 0
-  clock = ('secs', 'tokens_per', 'compilations')
-  for a, b in zip(found, wanted, strict=True):
-    assert a.keys() == b.keys()
-    for key in a:
-      if not key.startswith(clock):
-        np.testing.assert_allclose(
-          np.array(a[key], float), np.array(b[key], float),
-          rtol=1e-3, atol=1e-4, err_msg=f'{folder.name} {a["step"]} {key}',
-        )  # fmt: skip
+  four_programs.check_lines(found, wanted, folder.name)
 
 
 def check_evaluations(folder, expected, steps):

@@ -7,6 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from four_programs import RUBRIC
 
 from alignment_rl import (
   checkpoint,
@@ -21,11 +22,6 @@ from alignment_rl.errors import UserError
 from alignment_rl.rewards import criterion
 from alignment_rl.types import Example, Message
 from configs import reward_model
-
-RUBRIC = (
-  {'criterion': 'a', 'points': 3, 'met': 'It is up.', 'failed': 'It is down.'},
-  {'criterion': 'b', 'points': -1, 'met': 'It ran.', 'failed': 'It stood.'},
-)
 
 
 def example(replies=('up', 'down', 'hm'), rubric=RUBRIC, id='x'):
