@@ -372,18 +372,31 @@ def make_update(
   )
 
 
-def make_scores(model: Decoder, mesh: jax.sharding.Mesh, temperature: float):
+def make_scores(
+  model: Decoder,
+  mesh: jax.sharding.Mesh,
+  temperature: float,
+  micro_batches: int = 1,
+):
   """Compiles `scores(params, rollout) -> (logprobs, values)`, [B, G, C] each.
 
-  For the reference policy's log-probabilities (nats) and PPO's old values.
+  For the reference policy's log-probabilities (nats) and PPO's old values. Read
+  in the micro-batches of the update, so that it holds no more than that does.
   """
   model = model.clone(mesh=mesh)
 
-  def scores(params, r):
+  def one(params, r):
     logprobs, _, values = rollout.teacher_force(
       model, params, r.prompts, r.prompt_lengths, r.completions, temperature
     )
     return logprobs, values
+
+  def scores(params, r):
+    # Row b lies in micro-batch b % micro_batches, as in `make_passes`.
+    cut = lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+    whole = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+    found = jax.lax.map(lambda r: one(params, r), jax.tree.map(cut, r))
+    return jax.tree.map(whole, found)
 
   rows = sharding.rows(mesh)
   return jax.jit(scores, in_shardings=(None, rows), out_shardings=rows)

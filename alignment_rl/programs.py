@@ -121,12 +121,12 @@ def make(
     layout=None if sampling is mesh
     else learner.param_shardings(frozen, sampling),
   )  # fmt: skip
-  scores = learner.make_scores(frozen, mesh, algorithm.temperature)
-  policy_scores = scores
+  make_scores = lambda decoder: learner.make_scores(
+    decoder, mesh, algorithm.temperature, b.micro_batches
+  )
+  scores = policy_scores = make_scores(frozen)
   if model.config.lora:
-    policy_scores = learner.make_scores(
-      model.decoder, mesh, algorithm.temperature
-    )
+    policy_scores = make_scores(model.decoder)
   loss = learner.LossSettings(
     temperature=algorithm.temperature,
     clip_low=algorithm.clip_low,

@@ -94,9 +94,11 @@ def changes(
   if 'update' in names:
     if config.model.remat != 'block':
       yield {'model.remat': 'block'}
-    (update,) = (f for f in failing if f.name == 'update')
-    for parts in _micro_batches(update, b, shards, chip):
-      yield {'batch.micro_batches': parts}
+  for f in failing:
+    if f.name in ('update', 'scores'):
+      for parts in _micro_batches(f, b, shards, chip):
+        yield {'batch.micro_batches': parts}
+  if 'update' in names:
     # Two chips share a row, and so its heads and its part of the MLP.
     wider = (sizes.kv_heads, sizes.heads, sizes.mlp, sizes.vocab)
     if fsdp % 2 == 0 and all(n % (2 * tensor) == 0 for n in wider):
@@ -108,7 +110,7 @@ def changes(
       }
   if 'judge' in names and config.judge.rows > shards:
     yield {'judge.rows': max(config.judge.rows // 2, shards)}
-  if names & {'sampler', 'scores'} and b.prompts // 2 % shards == 0:
+  if 'sampler' in names and b.prompts // 2 % shards == 0:
     parts = min(b.micro_batches, b.prompts // 2 // shards)
     yield {'batch.prompts': b.prompts // 2, 'batch.micro_batches': parts}
   for field in ('completion_length', 'prompt_length'):
@@ -123,9 +125,9 @@ def mesh_sizes(config: ConfigDict, devices: int) -> tuple[int, ...]:
   return tuple(devices // known if n == -1 else n for n in shape)
 
 
-def _micro_batches(update, b, shards, chip):
+def _micro_batches(finding, b, shards, chip):
   """Numbers of micro-batches, from what the temporaries seem to need."""
-  memory = update.memory
+  memory = finding.memory
   free = chip.usable - (memory.total - memory.temporaries)
   needed = memory.temporaries / free if free > 0 else np.inf
   more = [

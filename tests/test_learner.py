@@ -263,6 +263,22 @@ def test_demonstrations_have_the_sft_gradient(tiny, one_device, batch):
   assert_close(found, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize('on_eight', [False, True])
+def test_scores_are_the_same_in_micro_batches(
+  tiny, one_device, batch, on_eight
+):
+  mesh = one_device
+  if on_eight:
+    mesh = sharding.make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
+  found, expected = (
+    learner.make_scores(tiny.decoder, m, LOSS.temperature, n)(
+      tiny.params, batch.rollout
+    )
+    for m, n in ((mesh, 4), (one_device, 1))
+  )
+  assert_close(found, expected, atol=1e-5)
+
+
 def test_sampled_rows_have_the_policy_gradient(tiny, one_device, batch):
   # On policy the ratio is 1 and its gradient is that of the log-probability:
   # the gradient is that of -sum(weight * advantage * logprob).
