@@ -11,6 +11,7 @@ from absl import flags
 
 from alignment_rl import config as config_lib
 from alignment_rl import learner, rollout, sharding, text
+from alignment_rl.models.decoder import DTYPES
 from alignment_rl.types import Message, Purpose
 
 _FLAGS = flags.FLAGS
@@ -60,6 +61,6 @@ if __name__ == '__main__':
   flags.DEFINE_integer('completion_length', 256, 'tokens of a reply, at most')
   flags.DEFINE_float('temperature', 0.7, '0 = greedy')
   flags.DEFINE_string('family', 'llama', 'file of alignment_rl/models/')
-  flags.DEFINE_string('dtype', 'auto', 'inputs of matrix products')
+  flags.DEFINE_enum('dtype', 'float32', DTYPES, 'inputs of matrix products')
   flags.DEFINE_integer('seed', 0, 'of the replies')
   config_lib.run(main, required=('checkpoint',))

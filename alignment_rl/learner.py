@@ -56,7 +56,7 @@ def load(
   mesh: jax.sharding.Mesh,
   *,
   family: str = 'llama',
-  dtype: str = 'auto',
+  dtype: str = 'float32',
   attention: str = 'auto',
   key: jax.Array | None = None,
 ) -> tuple[checkpoint.Model, Any]:

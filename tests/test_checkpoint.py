@@ -221,3 +221,9 @@ def test_run_without_a_checkpoint_cannot_be_loaded(tiny, tmp_path):
 def test_save_hf_leaves_no_partial_file(folder):
   assert not list(pathlib.Path(folder).glob('*.partial'))
   assert (folder / 'model.safetensors').exists()
+
+
+@pytest.mark.parametrize('dtype', ['auto', 'float16', ''])
+def test_an_unknown_dtype_is_refused(dtype):
+  with pytest.raises(UserError, match="dtype is .*'float32', 'bfloat16'"):
+    checkpoint.load_model('random:tiny', dtype=dtype)

@@ -575,13 +575,15 @@ def test_an_unknown_experiment_is_refused_with_those_there_are(small, capsys):
   assert 'small' in said and "'launch'" not in said
 
 
-def test_the_evaluation_is_given_what_launch_was(small):
+def test_the_evaluation_is_given_what_launch_was(small, monkeypatch):
   given = flags(
     '--workdir=runs', '--limit=3', '--batch=5', '--judge=random:tiny'
   )
-  _, evaluation = launch.read_tasks('small', given)
-  command = launch.evaluate_command([], evaluation, given)
+  tasks, evaluation = launch.read_tasks('small', given)
+  monkeypatch.setattr(plan, 'checkpoints', lambda task, _: [task.name])
+  command = launch.evaluate_command(tasks, evaluation, given)
   assert {'--limit=3', '--batch=5', '--judge=random:tiny'} <= set(command)
+  assert '--dtype=float32' in command  # that of the policies' config
 
 
 @pytest.mark.parametrize(

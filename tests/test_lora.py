@@ -604,6 +604,7 @@ WRONG = {
   'target': ({'lora_rank': 2, 'lora_targets': ('w',)}, "('w',)"),
   'no target': ({'lora_rank': 2, 'lora_targets': ()}, 'lora_targets=()'),
   'dtype': ({'sample_dtype': 'int8'}, 'model.sample_dtype'),
+  'products': ({'dtype': 'half'}, "dtype is 'half'"),
 }
 
 

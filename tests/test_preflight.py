@@ -37,7 +37,7 @@ def tiny(module=rl, **batch):
   c.batch.update(
     prompts=8, prompt_length=64, completion_length=8, micro_batches=1, **batch
   )
-  return preflight.for_tpu(c)
+  return c
 
 
 @pytest.fixture(scope='module')

