@@ -7,9 +7,10 @@
 DIR is a workdir of `train`, or DIR@STEP one of its kept checkpoints, a Hugging
 Face folder, a .gguf file or package:NAME. Items and samples are the same for
 every checkpoint, so that arms are paired by item. Every record is kept as it
-comes: a killed evaluation goes on where it was. A condition's results stand in
-conditions/<name>/, laid out as those of 'none'; those of DIR@STEP in
-DIR/evaluation/steps/STEP/.
+comes: a killed evaluation goes on where it was, and a greater limit adds to
+those of a smaller one, so that some benchmarks may have more items. A
+condition's results stand in conditions/<name>/, laid out as those of 'none';
+those of DIR@STEP in DIR/evaluation/steps/STEP/.
 """
 
 import dataclasses
@@ -46,7 +47,7 @@ ROWS_ALONE = {'data': -1, 'fsdp': 1, 'tensor': 1}
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What makes two evaluations comparable, item by item.
+  """What is measured; but for the limit, what makes two comparable by item.
 
   Attributes:
     limit: items a benchmark, at most; 0 = all.
@@ -93,10 +94,10 @@ def evaluate(
       another checkpoint or with other settings.
   """
   jobs = plan(benchmarks, under, data, settings.limit)
+  identity = dataclasses.asdict(settings)
+  del identity['limit']  # An item's record does not depend on it.
   store = results.Store(
-    output,
-    {'checkpoint': source, 'step': _step(source)}
-    | dataclasses.asdict(settings),
+    output, {'checkpoint': source, 'step': _step(source)} | identity
   )
   done = {job: set(store.records(*job.place)) for job in jobs}
   mesh = sharding.make_mesh(sizes)

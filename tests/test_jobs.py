@@ -174,6 +174,16 @@ def test_fewer_items_or_other_batches_say_the_same_of_each_item(
       assert record.get('text') == want.get('text')
 
 
+def test_a_greater_limit_adds_to_a_smaller_one(whole, tmp_path):
+  folder, lines = whole
+  few = dataclasses.replace(SETTINGS, limit=2)
+  assert {line['n'] for line in run(tmp_path, settings=few)} == {2}
+  assert run(tmp_path) == lines
+  found, expected = read(tmp_path), read(folder)
+  assert found.keys() == expected.keys()
+  assert all(found[name] == expected[name] for name in expected)
+
+
 def test_a_record_says_what_earned_the_score(whole):
   folder, _ = whole
   records = read(folder)
