@@ -31,9 +31,9 @@ from alignment_rl import (
   metrics,
   replies,
   results,
-  rollout,
   sharding,
   suite,
+  text_scorer,
 )
 from alignment_rl import config as config_lib
 from alignment_rl.errors import UserError
@@ -123,7 +123,7 @@ def evaluate(
   of = lambda choice: [
     job for job in jobs if (job.benchmark.protocol == 'choice') == choice
   ]
-  scorer = rollout.TextScorer(
+  scorer = text_scorer.TextScorer(
     model.decoder, params, model.tokenizer, mesh, rows=rows, coarse=True
   )
   read_choices(of(True), scorer, model.tokenizer, wanted, keep)
@@ -189,7 +189,9 @@ def make_judge(
     return functools.partial(reward, judge=None)
   mesh = sharding.make_mesh(sizes)
   reader, params = learner.load(source, mesh, family=family, dtype=dtype)
-  scorer = rollout.TextScorer(reader.decoder, params, reader.tokenizer, mesh)
+  scorer = text_scorer.TextScorer(
+    reader.decoder, params, reader.tokenizer, mesh
+  )
   reward = config_lib.make('rewards', 'criterion', {'rubric': 'scenario'})
   return functools.partial(reward, judge=scorer)
 

@@ -18,10 +18,10 @@ import optax
 
 from alignment_rl import (
   checkpoint,
+  forward,
   lora,
   objectives,
   optimizers,
-  rollout,
   sharding,
 )
 from alignment_rl.errors import UserError
@@ -241,7 +241,7 @@ def make_update(
   def loss_fn(chosen, rest, base, batch):
     params = lora.join(base, optimizers.join(chosen, rest))
     r = batch.rollout
-    logprobs, entropy, values = rollout.teacher_force(
+    logprobs, entropy, values = forward.teacher_force(
       model,
       params,
       r.prompts,
@@ -386,7 +386,7 @@ def make_scores(
   model = model.clone(mesh=mesh)
 
   def one(params, r):
-    logprobs, _, values = rollout.teacher_force(
+    logprobs, _, values = forward.teacher_force(
       model, params, r.prompts, r.prompt_lengths, r.completions, temperature
     )
     return logprobs, values

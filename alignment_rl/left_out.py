@@ -14,11 +14,11 @@ import numpy as np
 
 from alignment_rl import (
   checkpoint,
+  forward,
   learner,
   mixture,
   optimizers,
   reward_learner,
-  rollout,
   sharding,
 )
 from alignment_rl.rewards import criterion
@@ -64,7 +64,7 @@ def train_without(
   """
   model = model.with_dtype('float32')
   frozen = model.config.layers - settings.layers
-  (lower, fixed), (upper, top) = rollout.cut(model.decoder, params, frozen)
+  (lower, fixed), (upper, top) = forward.cut(model.decoder, params, frozen)
   shelf = reward_learner.Shelf(lower, fixed, mesh, model.tokenizer.pad_id)
   tx = optimizers.make_optimizer(
     name='adamw', learning_rate=settings.rate, warmup=5, steps=settings.steps,
@@ -98,7 +98,7 @@ def train_without(
     yield (
       (field, value),
       spread(mine, settings.most),
-      rollout.join(fixed, state.params),
+      forward.join(fixed, state.params),
     )
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignment_rl import rollout
+from alignment_rl import forward, rollout
 from alignment_rl.models.decoder import Decoder
 from alignment_rl.types import KVCache, Purpose
 
@@ -62,7 +62,7 @@ def read(model: Decoder, params, tokens, lengths) -> Pool:
     tokens: int32 [B, P], padded on the right.
     lengths: int32 [B].
   """
-  hidden, segment = rollout.prefill(model, params, tokens, lengths)
+  hidden, segment = forward.prefill(model, params, tokens, lengths)
   dtype = model.config.dtype
   return Pool(jax.tree.map(lambda x: x.astype(dtype), segment), hidden)
 
@@ -146,7 +146,7 @@ def score(model: Decoder, params, tokens):
     {'params': params}, tokens[:, None], positions[:, None]
   )
   following = jnp.roll(tokens, -1, axis=1)
-  return rollout.over_logits(model, params, hidden[:, 0], following, found)
+  return forward.over_logits(model, params, hidden[:, 0], following, found)
 
 
 def nucleus(logits, top_ps):

@@ -42,9 +42,9 @@ from alignment_rl import (
   lora,
   programs,
   proposals,
-  rollout,
   sharding,
   text,
+  text_scorer,
 )
 from alignment_rl import config as config_lib
 from alignment_rl.findings import Finding, Memory
@@ -150,7 +150,7 @@ def _judge(config, model, mesh, held):
   """The judge's program, the shapes it is given, and whose weights it has."""
   weights, b = config.judge.weights, config.batch
   reader, params = _reader(config, weights, model, mesh)
-  scorer = rollout.TextScorer(
+  scorer = text_scorer.TextScorer(
     reader.decoder, None, reader.tokenizer, mesh, rows=config.judge.rows
   )
   name = 'judge' if weights else 'reference'

@@ -22,7 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from alignment_rl import lora, optimizers, rollout, rubrics, sharding, text
+from alignment_rl import (
+  forward,
+  lora,
+  optimizers,
+  rubrics,
+  sharding,
+  text,
+)
 from alignment_rl.errors import UserError
 from alignment_rl.models.decoder import Decoder
 from alignment_rl.rewards import criterion
@@ -135,15 +142,15 @@ def contrasts(model: Decoder, params: Any, batch: dict) -> jax.Array:
   """
   tokens = batch['completions']
   if 'prompt_states' in batch:
-    hidden = rollout.hidden_before(
+    hidden = forward.hidden_before(
       model, params, batch['prompt_states'], batch['prompt_lengths'],
       batch['completion_states'],
     )  # fmt: skip
   else:
-    hidden = rollout.hidden_before(
+    hidden = forward.hidden_before(
       model, params, batch['prompts'], batch['prompt_lengths'], tokens
     )
-  logprobs, _ = rollout.token_logprobs(model, params, hidden, tokens)
+  logprobs, _ = forward.token_logprobs(model, params, hidden, tokens)
   real = jnp.arange(tokens.shape[-1]) < batch['lengths'][..., None]
   total = jnp.where(real, logprobs, 0.0).sum(-1)
   return total[:, 0::2] - total[:, 1::2]
@@ -197,7 +204,7 @@ class Shelf:
   """States of the frozen layers, made once an item and kept on the host."""
 
   def __init__(self, model: Decoder, params: Any, mesh, pad_id: int):
-    """`model` and `params` are the lower part of `rollout.cut`."""
+    """`model` and `params` are the lower part of `forward.cut`."""
     self._params, self._pad_id, self._kept = params, pad_id, {}
     self._rows = sharding.rows(mesh)
     self._items = max(1, sharding.row_shards(mesh))

@@ -25,15 +25,16 @@ from scipy import stats as scipy_stats
 from alignment_rl import (
   answer_pairs,
   checkpoint,
+  forward,
   learner,
   left_out,
   metrics,
   probes,
   reward_learner,
   reward_tables,
-  rollout,
   sharding,
   stats,
+  text_scorer,
 )
 from alignment_rl import config as config_lib
 from alignment_rl.errors import UserError
@@ -55,8 +56,8 @@ class Reader:
   mesh: jax.sharding.Mesh
 
   @property
-  def scorer(self) -> rollout.TextScorer:
-    return rollout.TextScorer(
+  def scorer(self) -> text_scorer.TextScorer:
+    return text_scorer.TextScorer(
       self.model.decoder, self.params, self.model.tokenizer, self.mesh
     )
 
@@ -224,10 +225,10 @@ def report(
   trained, untrained = load(reward, dtype), load(base, dtype)
   judge, plain = trained.scorer, untrained.scorer
   layers = round(untrained.model.config.layers * 2 / 3)
-  (cut, part), _ = rollout.cut(
+  (cut, part), _ = forward.cut(
     untrained.model.decoder, untrained.params, layers
   )
-  frozen = rollout.TextScorer(
+  frozen = text_scorer.TextScorer(
     cut, part, untrained.model.tokenizer, untrained.mesh
   )
   scores = rewards(judge, held_out)

@@ -14,6 +14,7 @@ from absl import flags
 
 from alignment_rl import (
   checkpoint,
+  forward,
   learner,
   lora,
   metrics,
@@ -21,7 +22,6 @@ from alignment_rl import (
   optimizers,
   programs,
   reward_learner,
-  rollout,
   sharding,
   train,
 )
@@ -76,13 +76,13 @@ def reward_train(config, workdir: str) -> None:
   start = train.place_start(
     folder, model, mesh, jax.random.fold_in(root, Purpose.INIT)
   )
-  (lower, fixed), (_, params) = rollout.cut(model.decoder, start, frozen)
+  (lower, fixed), (_, params) = forward.cut(model.decoder, start, frozen)
   base, held = lora.split(params)
   state = learner.fresh_state(held, tx, shardings, trainable)
   saver = checkpoint.Checkpointer(folder, keep=config.checkpoint.keep)
   # On disk are the parameters of all layers, so that a workdir is a model.
   below = lora.split(fixed)[1]
-  whole = lambda state: state.replace(params=rollout.join(below, state.params))
+  whole = lambda state: state.replace(params=forward.join(below, state.params))
   if saver.latest() is not None:
     target = TrainState(
       abstract.step,
@@ -92,7 +92,7 @@ def reward_train(config, workdir: str) -> None:
     every = learner.param_shardings(model.decoder, mesh)
     placed = shardings.replace(params=lora.split(every)[1])
     found, _ = saver.restore(target, placed)
-    _, (_, held) = rollout.cut(model.decoder, found.params, frozen)
+    _, (_, held) = forward.cut(model.decoder, found.params, frozen)
     state = found.replace(params=held)
   update = reward_learner.make_update(
     upper, tx, shardings, mesh, trainable, r.scale

@@ -27,8 +27,8 @@ from alignment_rl import (
   metrics,
   mixture,
   programs,
-  rollout,
   sharding,
+  text_scorer,
 )
 from alignment_rl import config as config_lib
 from alignment_rl.errors import UserError
@@ -296,7 +296,9 @@ def make_golds(config, names: list[str]) -> list[experience.Gold]:
   return out
 
 
-def make_judge(config, weights, model, reference, mesh) -> rollout.TextScorer:
+def make_judge(
+  config, weights, model, reference, mesh
+) -> text_scorer.TextScorer:
   """A frozen model that rewards read with: trained, or the run's start."""
   if weights:
     judge, params = learner.load(
@@ -307,7 +309,7 @@ def make_judge(config, weights, model, reference, mesh) -> rollout.TextScorer:
     )  # fmt: skip
   else:
     judge, params = model.with_dtype(config.judge.dtype), reference
-  return rollout.TextScorer(
+  return text_scorer.TextScorer(
     judge.decoder, params, judge.tokenizer, mesh, rows=config.judge.rows,
     coarse=True,
   )  # fmt: skip

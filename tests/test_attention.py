@@ -10,7 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from alignment_rl import attention, checkpoint, config, learner, rollout
+from alignment_rl import (
+  attention,
+  checkpoint,
+  config,
+  forward,
+  learner,
+  rollout,
+)
 from alignment_rl import sharding as sharding_lib
 from alignment_rl.errors import UserError
 from alignment_rl.types import KVCache
@@ -33,7 +40,7 @@ def with_attention(model, name, mesh=None):
 
 def logprobs_and_gradient(decoder, params, rows):
   def loss(params):
-    logprobs, _, values = rollout.teacher_force(decoder, params, *rows)
+    logprobs, _, values = forward.teacher_force(decoder, params, *rows)
     return jnp.sin(logprobs).sum() + values.sum(), logprobs
 
   gradient, logprobs = jax.jit(jax.grad(loss, has_aux=True))(params)
@@ -146,7 +153,7 @@ def test_the_kernel_is_taken_where_it_is_asked_for_and_never_to_decode(
 ):
   model = make_tiny()
   run = lambda name: functools.partial(
-    rollout.teacher_force, with_attention(model, name)
+    forward.teacher_force, with_attention(model, name)
   )
   assert (
     kernels(run('splash'), model.params, *rows) == 2
@@ -209,7 +216,7 @@ def test_the_update_compiles_for_a_slice_of_tpus(family, monkeypatch):
   )
 
   def loss(params, *rows):
-    return rollout.teacher_force(decoder, params, *rows)[0].sum()
+    return forward.teacher_force(decoder, params, *rows)[0].sum()
 
   lowered = jax.jit(jax.grad(loss)).lower(
     params, shaped(8, 300), shaped(8), shaped(8, 2, 129)

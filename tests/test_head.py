@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from alignment_rl import learner, rollout, sharding
+from alignment_rl import forward, learner, sharding
 
 B, G, C, V = 8, 4, 64, 1024
 SPLIT = {'data': 2, 'fsdp': 2, 'tensor': 2}
@@ -39,7 +39,7 @@ def compile_(monkeypatch, model, args, chunk, split=True):
   Returns:
     The program and its arguments.
   """
-  monkeypatch.setattr(rollout, '_LOGITS_CHUNK', chunk)
+  monkeypatch.setattr(forward, '_LOGITS_CHUNK', chunk)
   decoder, out = model.decoder, None
   if split:
     mesh = sharding.make_mesh(SPLIT)
@@ -49,7 +49,7 @@ def compile_(monkeypatch, model, args, chunk, split=True):
     out = places[:2], rows
 
   def loss(params, hidden, tokens):
-    logprobs, entropy = rollout.token_logprobs(
+    logprobs, entropy = forward.token_logprobs(
       decoder, params, hidden, tokens, 0.7
     )
     return logprobs.sum(), (logprobs, entropy)

@@ -29,7 +29,7 @@ import pytest
 import tokenizers
 
 from alignment_rl import judge as judging
-from alignment_rl import rollout, text
+from alignment_rl import text, text_scorer
 from alignment_rl.endpoint import Endpoint
 from alignment_rl.errors import UserError
 from alignment_rl.rewards import rubric as rubric_reward
@@ -962,7 +962,7 @@ class Recording:
 
 @pytest.fixture(scope='module')
 def reader(tiny, one_device):
-  return rollout.TextScorer(
+  return text_scorer.TextScorer(
     tiny.decoder, tiny.params, tiny.tokenizer, one_device, step=256
   )
 
@@ -1008,7 +1008,7 @@ def test_the_model_scores_by_yes_over_no_and_is_read_once(
 def test_another_model_is_another_judge(reader, tiny, one_device, tmp_path):
   params = dict(tiny.params)
   params['embed'] = params['embed'] * 1.5
-  other = rollout.TextScorer(
+  other = text_scorer.TextScorer(
     tiny.decoder, params, tiny.tokenizer, one_device, step=256
   )
   reward = rubric_reward.make(cache=str(tmp_path))
@@ -1025,7 +1025,7 @@ def test_another_model_is_another_judge(reader, tiny, one_device, tmp_path):
 def test_a_model_without_numbers_leaves_replies_unscored(
   tiny, one_device, tmp_path
 ):
-  broken = rollout.TextScorer(
+  broken = text_scorer.TextScorer(
     tiny.decoder, jax.tree.map(lambda x: x * np.nan, tiny.params),
     tiny.tokenizer, one_device, step=256,
   )  # fmt: skip
@@ -1100,7 +1100,7 @@ POD = """
 import shutil, sys
 import jax
 jax.config.update('jax_disable_most_optimizations', True)
-from alignment_rl import config, learner, rollout, sharding, text
+from alignment_rl import config, learner, sharding, text, text_scorer
 from alignment_rl.rewards import rubric
 from tests import test_judge
 address, index, url, cache = sys.argv[1:]
@@ -1114,7 +1114,7 @@ decoder = family.make(family.VARIANTS['tiny'])
 params = learner.place_params(
   decoder, None, learner.param_shardings(decoder, mesh), jax.random.key(0)
 )
-reader = rollout.TextScorer(
+reader = text_scorer.TextScorer(
   decoder, params, text.ByteTokenizer(), mesh, rows=2, step=512
 )
 asked = test_judge.make(Server, cache)

@@ -8,7 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from alignment_rl import learner, objectives, optimizers, rollout, sharding
+from alignment_rl import (
+  forward,
+  learner,
+  objectives,
+  optimizers,
+  sharding,
+)
 from alignment_rl.errors import UserError
 from alignment_rl.types import Batch, Rollout
 
@@ -288,7 +294,7 @@ def test_sampled_rows_have_the_policy_gradient(tiny, one_device, batch):
   on_policy = batch.replace(rollout=r.replace(logprobs=np.asarray(logprobs)))
 
   def surrogate(params):
-    logprobs, _, _ = rollout.teacher_force(
+    logprobs, _, _ = forward.teacher_force(
       tiny.decoder, params, r.prompts, r.prompt_lengths, r.completions,
       LOSS.temperature,
     )  # fmt: skip
@@ -358,7 +364,7 @@ def test_value_head_is_trained_by_the_value_loss_alone(
 
 def test_measurements_equal_those_by_hand(tiny, one_device, batch, plain):
   r, measured = batch.rollout, plain[1]['by_stream']
-  force = jax.jit(functools.partial(rollout.teacher_force, tiny.decoder))
+  force = jax.jit(functools.partial(forward.teacher_force, tiny.decoder))
   logprobs, entropy, _ = map(
     np.asarray,
     force(

@@ -19,6 +19,7 @@ from alignment_rl import (
   checkpoint,
   experience,
   export,
+  forward,
   kept,
   learner,
   lora,
@@ -63,7 +64,7 @@ def base_of(model):
 
 
 def logprobs(model, params, prompts=PROMPTS, completions=COMPLETIONS):
-  run = jax.jit(functools.partial(rollout.teacher_force, model.decoder))
+  run = jax.jit(functools.partial(forward.teacher_force, model.decoder))
   return np.asarray(run(params, prompts, LENGTHS, completions)[0])
 
 
@@ -113,7 +114,7 @@ def test_the_gradient_is_that_of_the_merged_weights_projected(family):
   weight = np.random.default_rng(2).normal(size=(B, G, C)).astype(np.float32)
 
   def loss(decoder, params):
-    found, *_ = rollout.teacher_force(
+    found, *_ = forward.teacher_force(
       decoder, params, PROMPTS, LENGTHS, COMPLETIONS
     )
     return (found * weight).sum()
@@ -150,7 +151,7 @@ def test_no_gradient_as_large_as_a_frozen_matrix_is_made(tuned):
 
     def loss(chosen):
       params = optimizers.join(chosen, rest)
-      found, *_ = rollout.teacher_force(
+      found, *_ = forward.teacher_force(
         tuned.decoder, params, PROMPTS, LENGTHS, COMPLETIONS
       )
       return found.sum()

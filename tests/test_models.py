@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment_rl import checkpoint, config, huggingface, rollout, sharding
+from alignment_rl import (
+  checkpoint,
+  config,
+  forward,
+  huggingface,
+  sharding,
+)
 from alignment_rl.models.decoder import DecoderConfig, RopeScaling
 from alignment_rl.types import KVCache
 
@@ -63,7 +69,7 @@ def decode(model, params, prompts, prompt_lengths, completions):
   """Hidden states [B, G, C, D] before each token, one token at a time."""
   c = model.config
   B, G, C = completions.shape
-  last, prefix = rollout.prefill(model.decoder, params, prompts, prompt_lengths)
+  last, prefix = forward.prefill(model.decoder, params, prompts, prompt_lengths)
   zeros = jnp.zeros((c.layers, B, G, C, c.kv_heads, c.head_dim))
 
   def step(carry, t):
@@ -88,7 +94,7 @@ def on(model, function):
 
 def scored(model):
   """teacher_force of a model, jitted: logprobs, entropy, values."""
-  return jax.jit(functools.partial(rollout.teacher_force, model.decoder))
+  return jax.jit(functools.partial(forward.teacher_force, model.decoder))
 
 
 @pytest.mark.parametrize('t', [0, 4, 8])
@@ -138,7 +144,7 @@ def test_decode_and_score_equal_the_whole_forward(tiny, rows):
   prompts, completions = rows
   params = tiny.params
   stepped = on(tiny, decode)(params, prompts, PROMPT_LENGTHS, completions)
-  forced = jax.jit(functools.partial(rollout.hidden_before, tiny.decoder))(
+  forced = jax.jit(functools.partial(forward.hidden_before, tiny.decoder))(
     params, prompts, PROMPT_LENGTHS, completions
   )
   head = jax.jit(
@@ -164,7 +170,7 @@ def test_group_sharing_a_prompt_equals_repeated_rows(tiny, rows):
   prompts, completions = rows
 
   def loss(params, prompts, lengths, completions):
-    out = rollout.teacher_force(
+    out = forward.teacher_force(
       tiny.decoder, params, prompts, lengths, completions
     )
     return out[0].sum() + out[2].sum(), out
@@ -275,7 +281,7 @@ def test_windows_bound_what_a_token_feels(make_tiny, rows, windows):
   # The same through the prompt's cache and the completion's.
   lengths = np.full(B, P)
   for run in (on(model, decode), jax.jit(
-    functools.partial(rollout.hidden_before, model.decoder)
+    functools.partial(forward.hidden_before, model.decoder)
   )):  # fmt: skip
     moved = np.abs(
       run(model.params, prompts, lengths, completions)
@@ -298,7 +304,7 @@ def test_parts_of_a_model_are_run_one_after_the_other(make_tiny):
   model = make_tiny(windows=(3, 0), window_theta=100.0, rope_theta=1e5)
   tokens = np.arange(10, dtype=np.int32).reshape(1, 1, 10)
   states, seen = tokens, []
-  for decoder, params in rollout.cut(model.decoder, model.params, 1):
+  for decoder, params in forward.cut(model.decoder, model.params, 1):
     seen.append(decoder.config.windows)
     states, _ = decoder.apply(
       {'params': params}, states, tokens, method='states'

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from alignment_rl import checkpoint, rollout
+from alignment_rl import checkpoint, forward
 from alignment_rl.errors import UserError
 from alignment_rl.models.decoder import REMATS
 
@@ -20,7 +20,7 @@ def gradient(model, remat):
   decoder = model.decoder.clone(config=sizes)
 
   def loss(params, *rows):
-    logprobs, _, values = rollout.teacher_force(decoder, params, *rows)
+    logprobs, _, values = forward.teacher_force(decoder, params, *rows)
     return logprobs.sum() + values.sum()
 
   return jax.jit(jax.grad(loss))

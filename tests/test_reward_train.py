@@ -11,12 +11,13 @@ from four_programs import RUBRIC
 
 from alignment_rl import (
   checkpoint,
+  forward,
   learner,
   optimizers,
   reward_learner,
   reward_train,
-  rollout,
   sharding,
+  text_scorer,
 )
 from alignment_rl.errors import UserError
 from alignment_rl.rewards import criterion
@@ -109,7 +110,7 @@ def test_twins_have_the_same_loss(tiny):
 
 
 def test_contrasts_equal_those_of_the_reward(tiny, one_device):
-  scorer = rollout.TextScorer(
+  scorer = text_scorer.TextScorer(
     tiny.decoder, tiny.params, tiny.tokenizer, one_device
   )
   e = example()
@@ -128,9 +129,9 @@ def test_contrasts_equal_those_of_the_reward(tiny, one_device):
 def test_states_of_frozen_layers_change_no_number(tiny, mesh, frozen):
   shardings = learner.param_shardings(tiny.decoder, mesh)
   params = sharding.to_global(tiny.params, shardings)
-  (lower, fixed), (upper, top) = rollout.cut(tiny.decoder, params, frozen)
+  (lower, fixed), (upper, top) = forward.cut(tiny.decoder, params, frozen)
   jax.tree.map(
-    np.testing.assert_array_equal, rollout.join(fixed, top), tiny.params
+    np.testing.assert_array_equal, forward.join(fixed, top), tiny.params
   )
   shelf = reward_learner.Shelf(lower, fixed, mesh, 256)
   made = items(tiny, example(), example(('no', 'yes', 'so so, or so'), id='y'))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from alignment_rl import learner, rollout, sharding
+from alignment_rl import forward, learner, rollout, sharding
 
 B, G, P, C = 8, 3, 6, 5
 KEY = jax.random.key(3)
@@ -122,7 +122,7 @@ def test_sampled_logprobs_equal_teacher_force(
   sampler = make_sampler(tiny, one_device, temperature=temperature)
   found = draw(sampler, tiny.params, prompts)
   forced, _, _ = jax.jit(
-    functools.partial(rollout.teacher_force, tiny.decoder)
+    functools.partial(forward.teacher_force, tiny.decoder)
   )(tiny.params, *prompts, found.completions, temperature)
   real = np.arange(C) < found.lengths[..., None]
   np.testing.assert_allclose(
@@ -174,7 +174,7 @@ def test_temperature_zero_is_the_argmax_chain(tiny, prompts, one_device):
 
   @jax.jit
   def logits(params, prompts, lengths, completions):
-    hidden = rollout.hidden_before(
+    hidden = forward.hidden_before(
       tiny.decoder, params, prompts, lengths, completions
     )
     return tiny.decoder.apply({'params': params}, hidden, method='logits')
@@ -206,7 +206,7 @@ def test_sampled_pairs_of_tokens_follow_the_softmax(make_tiny, one_device):
   # Every pair of tokens, and its probability by teacher forcing: p(a) p(b | a).
   pairs = np.stack(np.meshgrid(np.arange(V), np.arange(V), indexing='ij'), -1)
   logprobs, _, _ = jax.jit(
-    functools.partial(rollout.teacher_force, model.decoder)
+    functools.partial(forward.teacher_force, model.decoder)
   )(model.params, prompt[:1], lengths[:1], pairs.reshape(1, V * V, 2))
   expected = np.exp(np.asarray(logprobs, np.float64).sum(-1)).reshape(V, V)
   assert expected.sum() == pytest.approx(1, abs=1e-5)
@@ -229,7 +229,7 @@ def test_token_logprobs_and_entropy_equal_the_direct_softmax(tiny, shape):
   mix = rng.normal(size=shape).astype(np.float32)
 
   def chunked(params, hidden):
-    logprobs, entropy = rollout.token_logprobs(
+    logprobs, entropy = forward.token_logprobs(
       tiny.decoder, params, hidden, tokens, 0.7
     )
     return (logprobs * mix).sum(), (logprobs, entropy)
@@ -253,7 +253,7 @@ def test_mean_hidden_sees_nothing_beyond_the_lengths(tiny, prompts):
   tokens, prompt_lengths = prompts
   replies = rng.integers(0, 256, (B, G, C), dtype=np.int32)
   lengths = rng.integers(1, C + 1, (B, G))
-  score = jax.jit(functools.partial(rollout.mean_hidden, tiny.decoder))
+  score = jax.jit(functools.partial(forward.mean_hidden, tiny.decoder))
   noise = lambda x: rng.integers(0, 256, x.shape, dtype=np.int32)
   one = score(tiny.params, tokens, prompt_lengths, replies, lengths)
   two = score(

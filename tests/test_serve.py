@@ -31,6 +31,7 @@ import tokenizers
 import uvicorn
 
 from alignment_rl import (
+  forward,
   learner,
   pool,
   rollout,
@@ -286,7 +287,7 @@ def test_pairs_of_tokens_follow_the_softmax_in_one_step_or_two(make_tiny):
   np.add.at(counts, (first, second), 1)
   every = np.stack(np.meshgrid(np.arange(V), np.arange(V), indexing='ij'), -1)
   logprobs, _, _ = jax.jit(
-    functools.partial(rollout.teacher_force, model.decoder)
+    functools.partial(forward.teacher_force, model.decoder)
   )(
     model.params, np.array([[3, 1, 6]]), np.array([3]),
     every.reshape(1, V * V, 2),
@@ -339,7 +340,7 @@ def test_a_temperature_near_zero_is_greedy(engine):
 
 def test_scores_are_those_of_teacher_force(tiny, engine):
   prompts = [random_prompt(n, 2) for n in (40, 1, 2, 33, 47)]
-  force = jax.jit(functools.partial(rollout.teacher_force, tiny.decoder))
+  force = jax.jit(functools.partial(forward.teacher_force, tiny.decoder))
   for prompt, found in zip(prompts, score(engine, prompts, 3), strict=True):
     assert found.text == tiny.tokenizer.decode(prompt)
     assert ids(found) == list(prompt)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from alignment_rl import checkpoint, rollout
+from alignment_rl import checkpoint, rollout, text_scorer
 from alignment_rl.rewards import criterion
 from alignment_rl.types import Message
 
@@ -125,7 +125,7 @@ def test_smollm2_decode_logprobs_equal_teacher_force(
     sampler(params, prompts, lengths, np.arange(2), jax.random.key(0))
   )
   forced, _, _ = jax.jit(
-    functools.partial(rollout.teacher_force, smollm2.decoder)
+    functools.partial(forward.teacher_force, smollm2.decoder)
   )(params, prompts, lengths, sampled.completions)
   real = np.arange(12) < sampled.lengths[..., None]
   assert real.sum() > 12
@@ -144,7 +144,7 @@ def test_smollm2_gradient_through_a_shared_prompt_equals_repeated_rows(
   @jax.jit
   def gradient(params, prompts, lengths, completions):
     def loss(params):
-      return rollout.teacher_force(
+      return forward.teacher_force(
         smollm2.decoder, params, prompts, lengths, completions
       )[0].mean()
 
@@ -177,7 +177,7 @@ def test_smollm2_saved_to_a_hugging_face_folder_has_the_same_nll(smollm2):
 
 
 def test_criterion_reward_tells_its_cases_apart(smollm2, params, one_device):
-  judge = rollout.TextScorer(
+  judge = text_scorer.TextScorer(
     smollm2.decoder, params, smollm2.tokenizer, one_device, rows=2
   )
   reward = criterion.make()

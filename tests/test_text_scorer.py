@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment_rl import learner, rollout, sharding
+from alignment_rl import learner, sharding, text_scorer
 
 
 @pytest.fixture(scope='module')
@@ -64,7 +64,7 @@ def check_readings(scorer, readings, expected, order):
 def test_text_scorer_equals_reading_one_by_one_in_any_order(
   tiny, one_device, readings, expected
 ):
-  scorer = rollout.TextScorer(
+  scorer = text_scorer.TextScorer(
     tiny.decoder, tiny.params, tiny.tokenizer, one_device, rows=4
   )
   order = list(range(len(readings[0])))
@@ -78,7 +78,7 @@ def test_text_scorer_does_not_depend_on_the_mesh(
 ):
   shardings = learner.param_shardings(tiny.decoder, mesh)
   params = sharding.to_global(tiny.params, shardings)
-  scorer = rollout.TextScorer(
+  scorer = text_scorer.TextScorer(
     tiny.decoder, params, tiny.tokenizer, mesh, rows=4
   )
   # Fewer contexts than devices, so that some rows of a batch are fillers.
@@ -86,7 +86,7 @@ def test_text_scorer_does_not_depend_on_the_mesh(
 
 
 def test_text_scorer_of_nothing_is_nothing(tiny, one_device):
-  scorer = rollout.TextScorer(
+  scorer = text_scorer.TextScorer(
     tiny.decoder, tiny.params, tiny.tokenizer, one_device
   )
   assert scorer.logprobs([], []) == []
@@ -96,7 +96,7 @@ def test_text_scorer_of_nothing_is_nothing(tiny, one_device):
 def test_a_stream_reads_what_is_wanted_in_the_same_batches(
   tiny, one_device, readings, expected, coarse
 ):
-  scorer = rollout.TextScorer(
+  scorer = text_scorer.TextScorer(
     tiny.decoder, tiny.params, tiny.tokenizer, one_device, rows=3,
     coarse=coarse,
   )  # fmt: skip
@@ -114,7 +114,7 @@ def test_a_stream_reads_what_is_wanted_in_the_same_batches(
 
 
 def test_a_text_without_context_is_read_after_the_start(tiny, one_device):
-  scorer = rollout.TextScorer(
+  scorer = text_scorer.TextScorer(
     tiny.decoder, tiny.params, tiny.tokenizer, one_device
   )
   (empty,) = scorer.logprobs([''], [('abc', 'ba')])
@@ -123,7 +123,7 @@ def test_a_text_without_context_is_read_after_the_start(tiny, one_device):
 
 
 def test_other_parameters_run_in_the_same_programs(tiny, one_device, readings):
-  scorer = rollout.TextScorer(
+  scorer = text_scorer.TextScorer(
     tiny.decoder, tiny.params, tiny.tokenizer, one_device
   )
   before = scorer.logprobs(*readings)

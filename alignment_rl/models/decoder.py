@@ -169,7 +169,7 @@ class Decoder(nn.Module):
 
     Args:
       tokens: int32 [B, G, T]; or float32 [B, G, T, D], the states that lower
-        layers, cut off (`rollout.cut`), made of them.
+        layers, cut off (`forward.cut`), made of them.
       positions: int32 [B, G, T], for RoPE and windows. After a prefix, a row's
         tokens have those that follow its prompt.
       prefix: prompt segment [L, B, P, K, H] that every token attends to; slot p

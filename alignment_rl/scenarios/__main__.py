@@ -20,11 +20,13 @@ import numpy as np
 
 from alignment_rl import (
   endpoint,
+  forward,
   learner,
   metrics,
   rollout,
   sharding,
   text,
+  text_scorer,
 )
 from alignment_rl.errors import UserError
 from alignment_rl.scenarios import (
@@ -149,8 +151,8 @@ def _frozen(source):
   """Mean states of a reply's tokens, two thirds up a frozen trunk."""
   model, params, mesh = _load(source)
   layers = round(model.config.layers * PROBED)
-  (decoder, part), _ = rollout.cut(model.decoder, params, layers)
-  scorer = rollout.TextScorer(decoder, part, model.tokenizer, mesh)
+  (decoder, part), _ = forward.cut(model.decoder, params, layers)
+  scorer = text_scorer.TextScorer(decoder, part, model.tokenizer, mesh)
   known = {}
 
   def features(better, worse):

@@ -110,11 +110,11 @@ def test_the_scorer_of_the_benchmarks_reads_the_same(
   both, name, checkpoint_folder
 ):
   """What `evaluate` reads choices with, on lm-eval's prompts."""
-  from alignment_rl import learner, rollout, sharding
+  from alignment_rl import learner, sharding, text_scorer
 
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
   model, params = learner.load(str(checkpoint_folder), mesh, dtype='float32')
-  scorer = rollout.TextScorer(
+  scorer = text_scorer.TextScorer(
     model.decoder, params, model.tokenizer, mesh, coarse=True
   )
   _, (_, torch) = both
