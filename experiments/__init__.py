@@ -22,8 +22,8 @@ TRAIT: Arm = {}
 HELPFULNESS: Arm = {'streams.traits.reward_kwargs.rubric': 'helpfulness'}
 
 # Every benchmark that a program scores, and the policy's own replies to the
-# held-out scenarios, by the frozen start of the run.
-EVALUATION = Evaluation(benchmarks='all,traits/own_reply')
+# held-out scenarios and those of unseen traits, by the frozen start of the run.
+EVALUATION = Evaluation(benchmarks='all,traits')
 
 
 def each_alone_and_left_out(

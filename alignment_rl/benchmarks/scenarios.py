@@ -4,8 +4,8 @@ Choice: the probability of the beneficial reply beside the violating one, per
 token (the two are of like length), a benchmark for each trait in the area it
 belongs to, and one for the eight traits that nothing trains. On mirrors the two
 replies trade places, so a preference for a style of reply gains nothing there.
-Judged: the policy's own reply, by its scenario's rubric. Data: this project's
-authored scenarios, split `held_out`.
+Judged: the policy's own reply to either kind, by its scenario's rubric. Data:
+this project's authored scenarios, split `held_out`.
 """
 
 import functools
@@ -52,6 +52,11 @@ def _of(*traits):
   return lambda folder: _held_out(traits)
 
 
+def _asked_briefly(*traits):
+  system = config.load('streams', 'traits').BRIEF
+  return lambda folder: _held_out(traits, system)
+
+
 def _mirrors(folder):
   return [e for e in _held_out(schema.TRAITS) if e.metadata['mirror']]
 
@@ -65,10 +70,6 @@ def _against_refusal(folder):
     )
     for e in _held_out(schema.TRAITS)
   ]  # fmt: skip
-
-
-def _asked_briefly(folder):
-  return _held_out(schema.TRAITS, config.load('streams', 'traits').BRIEF)
 
 
 def _benchmark(name, load, **kwargs):
@@ -85,11 +86,17 @@ BENCHMARKS = (
   _benchmark(
     'responsiveness/not_refusing', _against_refusal, table='responsiveness'
   ),
-  _benchmark(
-    'traits/own_reply',
-    _asked_briefly,
-    protocol='generate',
-    table='judged',
-    judged=True,
+  *(
+    _benchmark(
+      name,
+      _asked_briefly(*traits),
+      protocol='generate',
+      table='judged',
+      judged=True,
+    )
+    for name, traits in (
+      ('traits/own_reply', schema.TRAITS),
+      ('traits/unseen_own_reply', schema.UNSEEN),
+    )
   ),
 )
