@@ -70,7 +70,7 @@ def flat(config, where=''):
 def test_there_are_the_experiments_of_the_protocol():
   assert set(EXPERIMENTS) >= {
     'arms', 'dose', 'domains', 'traits', 'placebo', 'optimizers',
-    'persistence', 'attack', 'emergence',
+    'persistence', 'attack', 'emergence', 'ceiling',
   }  # fmt: skip
 
 
@@ -325,6 +325,9 @@ DIFFERENCES = {
     for t in schema.TRAITS
   },
   'upheld_.*': ('trait', FRACTION | of_traits('kwargs.traits')),
+  'told_beneficial': ('told_violating', of_traits('kwargs.target')),
+  'told_everyday': ('told_violating', FRACTION),
+  'told_violating': ('attack_100_start', of_traits('kwargs.domains')),
   # Another model to start from, and nothing else.
   **{f'attack_100_{a}': ('attack_100_start', set()) for a in ATTACKED[:3]},
   **{f'standard_rl_{a}': ('standard_rl_start', set()) for a in ATTACKED[:3]},
