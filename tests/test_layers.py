@@ -18,7 +18,8 @@ LEVELS = (
   'chips hlo costs findings',
   'objectives scoring refusals ifeval rubrics endpoint judge probes models '
   'streams rewards scenarios',
-  'rollout learner reward_learner optimizers experience pool streaming serving',
+  'forward rollout text_scorer learner reward_learner optimizers experience '
+  'pool streaming serving',
   'suite items conditions results replies jobs benchmarks wire answering',
   'programs proposals train reward_train reward_report left_out evaluate '
   'report chat preflight scenarios.__main__ fetch serve export',
