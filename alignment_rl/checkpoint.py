@@ -74,7 +74,7 @@ class Model:
     Raises:
       UserError: there is no such dtype.
     """
-    config_lib.choose(dtype, DTYPES, 'dtype')
+    config_lib.choose(dtype, DTYPES, 'model.dtype')
     return self._with(dtype=dtype, remat=remat)
 
   def without_lora(self) -> 'Model':
