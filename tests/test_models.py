@@ -103,8 +103,8 @@ def test_decoder_is_causal(tiny, t):
   tokens = rng.integers(0, 256, (2, 9), dtype=np.int32)
   other = tokens.copy()
   other[:, t] = (other[:, t] + 100) % 256
-  forward = on(tiny, whole)
-  one, two = forward(tiny.params, tokens), forward(tiny.params, other)
+  run = on(tiny, whole)
+  one, two = run(tiny.params, tokens), run(tiny.params, other)
   for a, b in zip(one, two, strict=True):
     np.testing.assert_array_equal(a[:, :t], b[:, :t])
     # And every later output sees the change.
@@ -118,9 +118,9 @@ def test_decoder_sees_nothing_beyond_the_lengths(tiny, rows):
   noise = lambda x: rng.integers(0, 256, x.shape, dtype=np.int32)
   beyond_prompt = np.arange(P) >= PROMPT_LENGTHS[:, None]
   real = np.arange(C) < lengths[..., None]
-  forward = scored(tiny)
-  plain = forward(tiny.params, prompts, PROMPT_LENGTHS, completions)
-  padded = forward(
+  run = scored(tiny)
+  plain = run(tiny.params, prompts, PROMPT_LENGTHS, completions)
+  padded = run(
     tiny.params,
     np.where(beyond_prompt, noise(prompts), prompts),
     PROMPT_LENGTHS,
@@ -133,9 +133,9 @@ def test_decoder_sees_nothing_beyond_the_lengths(tiny, rows):
 def test_decoder_does_not_feel_the_padded_width(tiny, rows):
   prompts, completions = rows
   wide = np.pad(prompts, ((0, 0), (0, 9)), constant_values=77)
-  forward = scored(tiny)
-  plain = forward(tiny.params, prompts, PROMPT_LENGTHS, completions)
-  padded = forward(tiny.params, wide, PROMPT_LENGTHS, completions)
+  run = scored(tiny)
+  plain = run(tiny.params, prompts, PROMPT_LENGTHS, completions)
+  padded = run(tiny.params, wide, PROMPT_LENGTHS, completions)
   for a, b in zip(plain, padded, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -273,9 +273,9 @@ def test_windows_bound_what_a_token_feels(make_tiny, rows, windows):
   far = sum(w - 1 for w in windows) if all(windows) else P + C
   tokens = np.concatenate([prompts, completions[:, 0]], -1)
   changed = np.concatenate([other, completions[:, 0]], -1)
-  forward = on(model, whole)
+  run = on(model, whole)
   moved = np.abs(
-    forward(model.params, tokens)[1] - forward(model.params, changed)[1]
+    run(model.params, tokens)[1] - run(model.params, changed)[1]
   ).max(-1)
   assert (moved[:, : far + 1] > 1e-3).all() and not moved[:, far + 1 :].any()
   # The same through the prompt's cache and the completion's.

@@ -221,9 +221,9 @@ def test_the_command_lines_of_the_main_job(straight, tmp_path):
     settings = (workdir / 'evaluation' / 'settings.json').read_text()
     assert json.loads(settings)['temperature'] == temperature
   results = lines(trait / 'evaluation', 'results.jsonl')
-  assert len(results) == 5
+  assert len(results) == 6
   under = trait / 'evaluation' / 'conditions' / 'system__flatterer'
-  assert len(lines(under, 'results.jsonl')) == 5
+  assert len(lines(under, 'results.jsonl')) == 6
   assert all(0 <= r['score'] <= 1 and r['n'] == 2 for r in results)
   for r in results:
     name = r['benchmark'].replace('/', '__')

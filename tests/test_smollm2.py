@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from alignment_rl import checkpoint, rollout, text_scorer
+from alignment_rl import checkpoint, forward, rollout, text_scorer
 from alignment_rl.rewards import criterion
 from alignment_rl.types import Message
 
@@ -38,7 +38,7 @@ def params(smollm2):
   return jax.device_put(smollm2.params, jax.devices()[0])
 
 
-def forward(decoder):
+def whole(decoder):
   """Logits [T, V] of one sequence [T]."""
 
   def run(params, tokens):
@@ -56,7 +56,7 @@ def mean_nll(logits, ids):
 
 def test_smollm2_predicts_what_the_published_weights_predict(smollm2, params):
   ids = np.array(smollm2.tokenizer.encode(TEXT))
-  logits = np.asarray(forward(smollm2.decoder)(params, ids))
+  logits = np.asarray(whole(smollm2.decoder)(params, ids))
   assert mean_nll(logits, ids) == pytest.approx(NLL, abs=5e-4)
   assert smollm2.tokenizer.decode([logits[-1].argmax()]) == ' Berlin'
 
@@ -172,7 +172,7 @@ def test_smollm2_saved_to_a_hugging_face_folder_has_the_same_nll(smollm2):
   assert found.tokenizer.pad_id == smollm2.tokenizer.pad_id
   ids = np.array(found.tokenizer.encode(TEXT))
   assert ids.tolist() == smollm2.tokenizer.encode(TEXT)
-  logits = np.asarray(forward(found.decoder)(found.params, ids))
+  logits = np.asarray(whole(found.decoder)(found.params, ids))
   assert mean_nll(logits, ids) == pytest.approx(NLL, abs=5e-4)
 
 
