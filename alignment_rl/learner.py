@@ -286,8 +286,7 @@ def make_update(
     return loss, (loss, sums, jnp.where(real, log_ratio, -1.0))
 
   def update(state, base, batch, passes, parts):
-    cut = lambda x: x.reshape(-1, micro_batches, *x.shape[1:])
-    batch = jax.tree.map(cut, batch)
+    batch = jax.tree.map(lambda x: _cut(x, micro_batches), batch)
     chosen, rest = optimizers.split(state.params, trainable)
     zeros = lambda: jax.tree.map(jnp.zeros_like, chosen)
 
@@ -372,6 +371,11 @@ def make_update(
   )
 
 
+def _cut(x, micro_batches):
+  """[B, ...] as [B / n, n, ...]: row b lies in micro-batch b % n."""
+  return x.reshape(-1, micro_batches, *x.shape[1:])
+
+
 def make_scores(
   model: Decoder,
   mesh: jax.sharding.Mesh,
@@ -392,8 +396,7 @@ def make_scores(
     return logprobs, values
 
   def scores(params, r):
-    # Row b lies in micro-batch b % micro_batches, as in `make_passes`.
-    cut = lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+    cut = lambda x: _cut(x, micro_batches).swapaxes(0, 1)
     whole = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
     found = jax.lax.map(lambda r: one(params, r), jax.tree.map(cut, r))
     return jax.tree.map(whole, found)

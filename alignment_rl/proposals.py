@@ -91,9 +91,8 @@ def changes(
     yield {'mesh.data': 1, 'mesh.fsdp': shards}
   if all(f.memory.arguments + f.memory.resident > chip.usable for f in failing):
     return  # The parameters and their optimizer alone take too much.
-  if 'update' in names:
-    if config.model.remat != 'block':
-      yield {'model.remat': 'block'}
+  if 'update' in names and config.model.remat != 'block':
+    yield {'model.remat': 'block'}
   for f in failing:
     if f.name in ('update', 'scores'):
       for parts in _micro_batches(f, b, shards, chip):

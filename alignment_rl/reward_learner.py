@@ -22,14 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from alignment_rl import (
-  forward,
-  lora,
-  optimizers,
-  rubrics,
-  sharding,
-  text,
-)
+from alignment_rl import forward, lora, optimizers, rubrics, sharding, text
 from alignment_rl.errors import UserError
 from alignment_rl.models.decoder import Decoder
 from alignment_rl.rewards import criterion

@@ -22,41 +22,36 @@ PAIRS = (
   ('told_beneficial', 'start'),
   ('told_violating', 'start'),
 )
-PARTS = {
-  'all': lambda row: True,
-  'mirrors': lambda row: row['mirror'],
-  'rest': lambda row: not row['mirror'],
-}
 
 
 def main():
   with pathlib.Path(__file__).with_name('held_out.csv').open() as file:
     rows = list(csv.DictReader(file))
   for measure in dict.fromkeys(row['measure'] for row in rows):
-    every = None
-    for part, holds in PARTS.items():
-      scores, twins = {}, {}
-      for row in rows:
-        if row['measure'] == measure and holds(row):
-          item = row['item']
-          scores.setdefault(row['arm'], {})[item] = float(row['score'])
-          twins[item] = min(item, row['mirror'] or item)
-      if twins in ({}, every):
-        continue  # There are no mirrors.
-      every = every or twins
-      n = len(twins)
-      print(f'\n{measure}, {part} (n = {n})')
-      for arm, found in scores.items():
-        print(f'  {arm}: {np.mean(list(found.values())):+.3f}')
-      for arm, control in PAIRS:
-        of = lambda name, scores=scores, twins=twins: [
-          scores[name][item] for item in twins
-        ]
-        d = stats.paired_difference(of(arm), of(control), list(twins.values()))
-        print(
-          f'  {arm} - {control}: {d.difference:+.3f} '
-          f'[{d.low:+.3f}, {d.high:+.3f}], p = {d.p:.3f}'
-        )
+    mine = [row for row in rows if row['measure'] == measure]
+    mirrors = [row for row in mine if row['mirror']]
+    show(f'{measure}, all', mine)
+    if mirrors:
+      show(f'{measure}, mirrors', mirrors)
+      show(f'{measure}, rest', [row for row in mine if not row['mirror']])
+
+
+def show(title, rows):
+  """Prints the arms' means, and how the pairs differ on the same items."""
+  scores, twins = {}, {}
+  for row in rows:
+    scores.setdefault(row['arm'], {})[row['item']] = float(row['score'])
+    twins[row['item']] = min(row['item'], row['mirror'] or row['item'])
+  print(f'\n{title} (n = {len(twins)})')
+  for arm, found in scores.items():
+    print(f'  {arm}: {np.mean(list(found.values())):+.3f}')
+  for arm, control in PAIRS:
+    one, other = ([scores[a][item] for item in twins] for a in (arm, control))
+    d = stats.paired_difference(one, other, list(twins.values()))
+    print(
+      f'  {arm} - {control}: {d.difference:+.3f} '
+      f'[{d.low:+.3f}, {d.high:+.3f}], p = {d.p:.3f}'
+    )
 
 
 if __name__ == '__main__':

@@ -8,13 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from alignment_rl import (
-  forward,
-  learner,
-  objectives,
-  optimizers,
-  sharding,
-)
+from alignment_rl import forward, learner, objectives, optimizers, sharding
 from alignment_rl.errors import UserError
 from alignment_rl.types import Batch, Rollout
 
