@@ -54,6 +54,7 @@ class Settings:
     length: tokens of a reply, at most; 0 = what each benchmark says.
     temperature: of replies; 0 takes the likeliest token.
     seed: of replies.
+    replies: to an item, where a benchmark asks for them; their mean counts.
     dtype: inputs of matrix products.
     judge: who scores the judged benchmarks.
   """
@@ -62,6 +63,7 @@ class Settings:
   length: int = 0
   temperature: float = 1.0
   seed: int = 0
+  replies: int = 1
   dtype: str = 'float32'
   judge: str = ''
 
@@ -132,8 +134,9 @@ def evaluate(
     seed=settings.seed,
   )  # fmt: skip
   hear_replies(
-    of(False), policy, model.tokenizer, settings.length, judge, wanted, keep
-  )
+    of(False), policy, model.tokenizer, settings.length, judge, wanted, keep,
+    settings.replies,
+  )  # fmt: skip
   bar.close()
   lines = []
   for condition in under:
@@ -256,7 +259,8 @@ def main() -> None:
       source, benchmarks, under, output=output, data=data, judge=judge,
       settings=Settings(
         limit=_FLAGS.limit, length=_FLAGS.completion_length,
-        temperature=temperature, seed=_FLAGS.seed, dtype=_FLAGS.dtype,
+        temperature=temperature, seed=_FLAGS.seed, replies=_FLAGS.replies,
+        dtype=_FLAGS.dtype,
         judge=f'{who} {_FLAGS.judge_model}'.strip(),
       ),
       rows=_FLAGS.batch, family=_FLAGS.family, sizes=sizes,
@@ -344,4 +348,5 @@ if __name__ == '__main__':
   flags.DEFINE_string('family', 'llama', 'file of alignment_rl/models/')
   flags.DEFINE_enum('dtype', 'float32', DTYPES, 'inputs of matrix products')
   flags.DEFINE_integer('seed', 0, 'of generated replies')
+  flags.DEFINE_integer('replies', 1, 'to an item; their mean counts', 1)
   config_lib.run(main)

@@ -111,40 +111,61 @@ def read_choices(jobs, scorer, tokenizer, wanted: Wanted, keep: Keep) -> None:
 
 
 def hear_replies(
-  jobs, policy, tokenizer, length: int, judge, wanted: Wanted, keep: Keep
+  jobs,
+  policy,
+  tokenizer,
+  length: int,
+  judge,
+  wanted: Wanted,
+  keep: Keep,
+  times: int = 1,
 ) -> None:
   """Own replies, batched over benchmarks and conditions by length.
 
   Args:
     length: tokens of a reply, at most; 0 = what each benchmark says.
     judge: see `suite.reply_records`.
+    times: replies to an item, each with noise of its own. The first are those
+      of fewer times.
   """
   size = lambda job: length or job.benchmark.length
   for tokens in sorted(set(map(size, jobs))):
     asked = [
-      (job, e) for job in jobs if size(job) == tokens for e in job.examples
+      (job, e, nth)
+      for job in jobs
+      if size(job) == tokens
+      for e in job.examples
+      for nth in range(times)
     ]
     requests = [
       replies.Request(
-        suite.item_of(e), functools.partial(job.context, e, tokenizer)
+        suite.item_of(e) + (f' {nth}' if nth else ''),
+        functools.partial(job.context, e, tokenizer),
       )
-      for job, e in asked
+      for job, e, nth in asked
     ]
+    found = {}
     for batch in policy.run(
-      requests, tokens, lambda i, asked=asked: wanted(*asked[i])
+      requests, tokens, lambda i, asked=asked: wanted(*asked[i][:2])
     ):
       by_job = {}
       for i, reply in batch:
-        job, e = asked[i]
-        by_job.setdefault(job, []).append((e, reply))
-      for job, pairs in by_job.items():
-        examples, spoken = zip(*pairs, strict=True)
+        job, e, nth = asked[i]
+        by_job.setdefault(job, []).append((e, nth, reply))
+      for job, heard in by_job.items():
+        examples, numbers, spoken = zip(*heard, strict=True)
         whole = [
           tuple(job.condition.prefill + text for text in r.said) for r in spoken
         ]
         if job.benchmark.protocol == 'generate':
           whole = [said[0] for said in whole]
-        cut = [r.cut for r in spoken]
-        keep(
-          job, suite.reply_records(job.benchmark, examples, whole, cut, judge)
+        records = suite.reply_records(
+          job.benchmark, examples, whole, [r.cut for r in spoken], judge
         )
+        full = []
+        for nth, record in zip(numbers, records, strict=True):
+          mine = found.setdefault((job, record['id']), {})
+          mine[nth] = record
+          if len(mine) == times:
+            full.append(suite.join_replies([mine[k] for k in range(times)]))
+        keep(job, full)

@@ -22,7 +22,7 @@ class Request:
   """One item to reply to.
 
   Attributes:
-    id: of the item; the address of its noise.
+    id: of the item, and which reply to it; the address of its noise.
     context: (replies so far) -> the tokens to reply to, or None at the end.
   """
 

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -326,6 +326,25 @@ def reply_records(
   return out
 
 
+def join_replies(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """One record of an item, from those of each reply to it.
+
+  Its score is the mean of the replies that could be scored, and it counts as
+  refused by as much as the most refusing of them; they stand below it.
+  """
+  if len(records) == 1:
+    return records[0]
+  scores = [r['score'] for r in records if r['score'] is not None]
+  own = 'score', 'refused', 'truncated', 'text'
+  labels = [r['refused'] for r in records]
+  return {
+    **{k: v for k, v in records[0].items() if k not in own},
+    'score': float(np.mean(scores)) if scores else None,
+    'refused': max(labels, key=get_args(refusals.Label).index),
+    'replies': [{k: r[k] for k in own} for r in records],
+  }
+
+
 def summarise(
   benchmark: Benchmark, records: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -335,6 +354,7 @@ def summarise(
   """
   mean = lambda values: float(np.mean(values)) if len(values) else None
   scores = [r['score'] for r in records if r['score'] is not None]
+  replies = [one for r in records for one in r.get('replies', [r])]
   line = {
     'benchmark': benchmark.name,
     'area': benchmark.area,
@@ -342,7 +362,7 @@ def summarise(
     'protocol': benchmark.protocol,
     'version': benchmark.version,
     'n': len(scores),
-    'unscored': len(records) - len(scores),
+    'unscored': sum(one['score'] is None for one in replies),
     'score': mean(scores),
   }
   if benchmark.protocol == 'choice':
@@ -361,9 +381,11 @@ def summarise(
   else:
     line['metric'] = 'judge' if benchmark.judged else 'program'
     line['chance'] = None if math.isnan(benchmark.chance) else benchmark.chance
-    line['refused'] = mean([r['refused'] == 'full' for r in records])
-    line['refused_partly'] = mean([r['refused'] == 'partial' for r in records])
-    line['truncated'] = mean([r['truncated'] for r in records])
+    line['refused'] = mean([one['refused'] == 'full' for one in replies])
+    line['refused_partly'] = mean(
+      [one['refused'] == 'partial' for one in replies]
+    )
+    line['truncated'] = mean([one['truncated'] for one in replies])
   known = line['score'] is not None and line['chance'] is not None
   line['corrected'] = (
     stats.chance_corrected(line['score'], line['chance']) if known else None

@@ -42,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
   add('--conditions', default='', help="default: the experiment's")
   add('--limit', type=int, default=0, help='items per benchmark; 0 = all')
   add('--batch', type=int, default=8, help='prompts evaluated at a time')
+  add('--replies', type=int, default=1, help='of a policy to an item')
   add('--judge', default='', help='of own replies; default: the first start')
   add(
     '--data_dir', default=os.environ.get('ALIGNMENT_RL_DATA', ''),
@@ -157,7 +158,8 @@ def evaluate_command(tasks, evaluation, flags) -> list[str]:
     f'--benchmarks={evaluation.benchmarks}',
     f'--conditions={",".join(evaluation.conditions)}',
     f'--limit={flags.limit}', f'--data_dir={flags.data_dir}',
-    f'--batch={flags.batch}', f'--judge={flags.judge}',
+    f'--batch={flags.batch}', f'--replies={flags.replies}',
+    f'--judge={flags.judge}',
     f'--dtype={tasks[0].config.model.dtype}',
   ]  # fmt: skip
 

@@ -118,6 +118,51 @@ def test_what_was_finished_before_stays(whole, tmp_path):
   assert kept(tmp_path) == kept(folder) and read(tmp_path) == read(folder)
 
 
+def test_several_replies_are_one_record_with_their_mean(whole, tmp_path):
+  folder, _ = whole
+  thrice = dataclasses.replace(SETTINGS, replies=3)
+  lines = run(tmp_path, settings=thrice, rows=4)
+  assert lines == run(tmp_path, settings=thrice, rows=4)  # Nothing is missing.
+  many, one, n = read(tmp_path), read(folder), 0
+  for name, records in one.items():
+    for id, record in records.items():
+      found = many[name][id]
+      if 'text' not in record:
+        assert found == record  # A choice is read, not heard.
+        continue
+      n += 1
+      said = found.pop('replies')
+      assert said[0] == {k: record[k] for k in said[0]}
+      assert len({str(r['text']) for r in said}) > 1
+      assert found.pop('score') == pytest.approx(
+        np.mean([r['score'] for r in said])
+      )
+      assert found.items() <= record.items()
+  assert n == 2 * (5 + 3)
+  line = next(x for x in lines if x['benchmark'] == 'b/reply')
+  assert line['n'] == 5 and line['unscored'] == 0
+
+
+def test_joined_replies_count_what_is_unscored_and_the_strongest_refusal():
+  reply = lambda score, refused: {
+    'id': 'g/1', 'cluster': 'c', 'score': score, 'refused': refused,
+    'truncated': refused == 'full', 'text': refused,
+  }  # fmt: skip
+  records = [
+    suite.join_replies(
+      [reply(0.5, 'none'), reply(None, 'full'), reply(1.0, 'partial')]
+    ),
+    suite.join_replies([reply(None, 'none')] * 3),
+  ]
+  assert [r['score'] for r in records] == [0.75, None]
+  assert [r['refused'] for r in records] == ['full', 'none']
+  assert records[0]['cluster'] == 'c'
+  line = suite.summarise(SUITE[3], records)
+  assert (line['n'], line['unscored'], line['score']) == (1, 4, 0.75)
+  assert line['refused'] == line['refused_partly'] == pytest.approx(1 / 6)
+  assert line['truncated'] == pytest.approx(1 / 6)
+
+
 class Cut(Exception):
   pass
 

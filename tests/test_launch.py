@@ -577,12 +577,21 @@ def test_an_unknown_experiment_is_refused_with_those_there_are(small, capsys):
 
 def test_the_evaluation_is_given_what_launch_was(small, monkeypatch):
   given = flags(
-    '--workdir=runs', '--limit=3', '--batch=5', '--judge=random:tiny'
+    '--workdir=runs',
+    '--limit=3',
+    '--batch=5',
+    '--replies=2',
+    '--judge=random:tiny',
   )
   tasks, evaluation = launch.read_tasks('small', given)
   monkeypatch.setattr(plan, 'checkpoints', lambda task, _: [task.name])
   command = launch.evaluate_command(tasks, evaluation, given)
-  assert {'--limit=3', '--batch=5', '--judge=random:tiny'} <= set(command)
+  assert {
+    '--limit=3',
+    '--batch=5',
+    '--replies=2',
+    '--judge=random:tiny',
+  } <= set(command)
   assert '--dtype=float32' in command  # that of the policies' config
 
 
