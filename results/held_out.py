@@ -3,8 +3,8 @@
   python results/held_out.py
 
 A line of the CSV is an arm's score on a scenario: the mean reward of its own
-replies there, or the choice in nats. A mirror names its twin, with which it is
-one cluster.
+replies there, or the choice in nats. Arms that end in _40 are the second round.
+A mirror names its twin, with which it is one cluster.
 """
 
 import csv
@@ -21,6 +21,11 @@ PAIRS = (
   ('told_beneficial', 'told_violating'),
   ('told_beneficial', 'start'),
   ('told_violating', 'start'),
+  ('trait_40', 'standard_40'),
+  ('trait_40', 'shuffled_40'),
+  ('trait_40', 'helpfulness_40'),
+  ('helpfulness_40', 'standard_40'),
+  ('shuffled_40', 'standard_40'),
 )
 
 
