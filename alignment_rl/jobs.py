@@ -154,18 +154,22 @@ def hear_replies(
         by_job.setdefault(job, []).append((e, nth, reply))
       for job, heard in by_job.items():
         examples, numbers, spoken = zip(*heard, strict=True)
-        whole = [
-          tuple(job.condition.prefill + text for text in r.said) for r in spoken
-        ]
-        if job.benchmark.protocol == 'generate':
-          whole = [said[0] for said in whole]
-        records = suite.reply_records(
-          job.benchmark, examples, whole, [r.cut for r in spoken], judge
-        )
-        full = []
+        records = _score(job, examples, spoken, judge)
+        whole = []
         for nth, record in zip(numbers, records, strict=True):
           mine = found.setdefault((job, record['id']), {})
           mine[nth] = record
           if len(mine) == times:
-            full.append(suite.join_replies([mine[k] for k in range(times)]))
-        keep(job, full)
+            whole.append(suite.join_replies([mine[k] for k in range(times)]))
+        keep(job, whole)
+
+
+def _score(job, examples, spoken, judge):
+  """A record of each reply, told as one text or by turns."""
+  said = [
+    tuple(job.condition.prefill + text for text in r.said) for r in spoken
+  ]
+  if job.benchmark.protocol == 'generate':
+    said = [texts[0] for texts in said]
+  cut = [r.cut for r in spoken]
+  return suite.reply_records(job.benchmark, examples, said, cut, judge)

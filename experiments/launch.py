@@ -71,8 +71,10 @@ def launch(flags: argparse.Namespace) -> int:
       f'--workdir={flags.workdir!r}; name a folder, without a comma'
     )
   config_lib.folder(flags.workdir, 'workdir')
-  if flags.jobs < 1:
-    raise UserError(f'--jobs={flags.jobs}; expected 1 or more')
+  for name in ('jobs', 'replies'):
+    given = getattr(flags, name)
+    if given < 1:
+      raise UserError(f'--{name}={given}; expected 1 or more')
   if flags.platform != 'local':
     return _on_pod(tasks, flags)
   control = experiment.CONTROL

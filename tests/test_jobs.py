@@ -118,12 +118,20 @@ def test_what_was_finished_before_stays(whole, tmp_path):
   assert kept(tmp_path) == kept(folder) and read(tmp_path) == read(folder)
 
 
-def test_several_replies_are_one_record_with_their_mean(whole, tmp_path):
+@pytest.fixture(scope='module')
+def thrice(tmp_path_factory):
+  """An evaluation of three replies to an item, whose batches part items."""
+  folder = tmp_path_factory.mktemp('thrice')
+  settings = dataclasses.replace(SETTINGS, replies=3)
+  return folder, run(folder, settings=settings, rows=4), settings
+
+
+def test_several_replies_are_one_record_with_their_mean(whole, thrice):
   folder, _ = whole
-  thrice = dataclasses.replace(SETTINGS, replies=3)
-  lines = run(tmp_path, settings=thrice, rows=4)
-  assert lines == run(tmp_path, settings=thrice, rows=4)  # Nothing is missing.
-  many, one, n = read(tmp_path), read(folder), 0
+  tripled, lines, settings = thrice
+  # Nothing is missing.
+  assert lines == run(tripled, settings=settings, rows=4)
+  many, one, n = read(tripled), read(folder), 0
   for name, records in one.items():
     for id, record in records.items():
       found = many[name][id]
@@ -167,11 +175,25 @@ class Cut(Exception):
   pass
 
 
+@pytest.mark.parametrize('after', [5, 8, 11])
+def test_a_cut_evaluation_of_several_replies_goes_on_to_the_same_records(
+  thrice, tmp_path, monkeypatch, after
+):
+  folder, lines, settings = thrice
+  cut_then_go_on(tmp_path, monkeypatch, after, lines, settings=settings, rows=4)
+  assert read(tmp_path) == read(folder)
+
+
 @pytest.mark.parametrize('after', [1, 4, 7, 9])
 def test_a_cut_evaluation_goes_on_to_the_same_records(
   whole, tmp_path, monkeypatch, after
 ):
   folder, lines = whole
+  cut_then_go_on(tmp_path, monkeypatch, after, lines)
+  assert read(tmp_path) == read(folder)
+
+
+def cut_then_go_on(tmp_path, monkeypatch, after, lines, **kwargs):
   calls, add = [], results.Store.add
 
   def dying(self, condition, name, records):
@@ -187,10 +209,9 @@ def test_a_cut_evaluation_goes_on_to_the_same_records(
   with monkeypatch.context() as patched:
     patched.setattr(results.Store, 'add', dying)
     with pytest.raises(Cut):
-      run(tmp_path)
+      run(tmp_path, **kwargs)
   assert not (tmp_path / 'results.jsonl').exists()
-  assert run(tmp_path) == lines
-  assert read(tmp_path) == read(folder)
+  assert run(tmp_path, **kwargs) == lines
 
 
 def test_a_finished_evaluation_is_not_run_again(whole, monkeypatch):

@@ -550,6 +550,7 @@ def test_list_says_question_arms_seeds_and_cost(small):
     (['--workdir='], "--workdir=''; name a folder"),
     (['--workdir=a,b'], 'without a comma'),
     (['--jobs=0'], '--jobs=0'),
+    (['--replies=0'], '--replies=0; expected 1 or more'),
     (['--trials=trait_*'], "leaves out the control 'standard'"),
     (['--benchmarks=nope'], "unknown benchmark 'nope'"),
     (['--benchmarks=health/medqa', '--data_dir='], 'read public sets'),
