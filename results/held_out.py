@@ -3,8 +3,10 @@
   python results/held_out.py
 
 A line of the CSV is an arm's score on a scenario: the mean reward of its own
-replies there, or the choice in nats. Arms that end in _40 are the second round.
-A mirror names its twin, with which it is one cluster.
+replies there, or the choice in nats; collect.py made it. Arms that end in _40
+are the second round. Seeds of an arm are averaged item by item, over those that
+both arms have, and their differences stand beside. A mirror names its twin,
+with which it is one cluster.
 """
 
 import csv
@@ -45,18 +47,32 @@ def show(title, rows):
   """Prints the arms' means, and how the pairs differ on the same items."""
   scores, twins = {}, {}
   for row in rows:
-    scores.setdefault(row['arm'], {})[row['item']] = float(row['score'])
+    of_seed = scores.setdefault(row['arm'], {}).setdefault(row['seed'], {})
+    of_seed[row['item']] = float(row['score'])
     twins[row['item']] = min(row['item'], row['mirror'] or row['item'])
   print(f'\n{title} (n = {len(twins)})')
-  for arm, found in scores.items():
-    print(f'  {arm}: {np.mean(list(found.values())):+.3f}')
+  for arm, seeds in scores.items():
+    means = [np.mean(list(found.values())) for found in seeds.values()]
+    print(f'  {arm}: {np.mean(means):+.3f}{by_seed(means)}')
   for arm, control in PAIRS:
-    one, other = ([scores[a][item] for item in twins] for a in (arm, control))
-    d = stats.paired_difference(one, other, list(twins.values()))
+    both = [seed for seed in scores[arm] if seed in scores[control]]
+    one, other = (
+      np.array([[scores[a][seed][item] for item in twins] for seed in both])
+      for a in (arm, control)
+    )
+    d = stats.paired_difference(one.mean(0), other.mean(0), [*twins.values()])
     print(
       f'  {arm} - {control}: {d.difference:+.3f} '
       f'[{d.low:+.3f}, {d.high:+.3f}], p = {d.p:.3f}'
+      + by_seed((one - other).mean(1))
     )
+
+
+def by_seed(values):
+  """Each seed's own value, where there are several."""
+  if len(values) < 2:
+    return ''
+  return f', by seed {", ".join(f"{value:+.3f}" for value in values)}'
 
 
 if __name__ == '__main__':
