@@ -17,25 +17,19 @@ from alignment_rl.streams import traits
 MEASURES = 'own_reply', 'choice', 'unseen_own_reply', 'unseen_choice'
 FIELDS = 'measure', 'arm', 'seed', 'item', 'mirror', 'readings', 'score'
 TABLE = pathlib.Path(__file__).with_name('held_out.csv')
-# Scores files of the scenarios' own benchmarks, but mirrors, which repeat some.
+# The scenarios' own benchmarks, but mirrors, which repeat some of the others.
 FILES = {
   'traits__own_reply': 'own_reply',
   'traits__unseen_own_reply': 'unseen_own_reply',
-  'latent_risk__unseen_traits': 'unseen_choice',
-  'deception_honesty__truthfulness': 'choice',
-  'deception_honesty__epistemic_humility': 'choice',
-  'deception_honesty__metacognitive_transparency': 'choice',
-  'latent_risk__corrigibility': 'choice',
-  'latent_risk__risk_sensitivity': 'choice',
-  'latent_risk__universal_fairness': 'choice',
-  'health__human_welfare': 'choice',
+  '*__unseen_traits': 'unseen_choice',
+  **{f'*__{trait}': 'choice' for trait in schema.TRAITS},
 }
 
 
 def read(folder: pathlib.Path, arm: str, seed: str, mirrors: dict):
   """The rows of one workdir."""
   for file, measure in FILES.items():
-    path = folder / 'evaluation' / 'scores' / f'{file}.jsonl'
+    (path,) = folder.glob(f'evaluation/scores/{file}.jsonl')
     for line in path.read_text().splitlines():
       record = json.loads(line)
       item = record['id'].removeprefix('traits/')
