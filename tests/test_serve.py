@@ -125,6 +125,17 @@ def heard(pieces):
   return pieces.get(timeout=PATIENCE)
 
 
+def hold(engine, true, monkeypatch):
+  """Lets the engine add tokens once, and again only when `true`."""
+  advance = engine._advance
+
+  def held(size):
+    advance(size)
+    until(true)
+
+  monkeypatch.setattr(engine, '_advance', held)
+
+
 def complete(engine, asks):
   """Every ask to its end: a Piece with all text and tokens of it, each."""
   ears = [queue.Queue() for _ in asks]
@@ -427,17 +438,25 @@ def test_a_row_that_cannot_be_computed_fails_alone(make_tiny, one_device):
 
 
 def test_a_failed_program_fails_its_rows_and_the_engine_goes_on(
-  tiny, one_device
+  tiny, one_device, monkeypatch
 ):
   engine = make_engine(tiny, one_device)
   ask = Ask((1, 2, 3), 40, seed=1)
   (expected,) = complete(engine, [ask])
+  rounds, advance = itertools.count(), engine._advance
+
+  def second_round_fails(size):
+    """As when the device runs out of memory and takes the cache with it."""
+    # Here, between two rounds: the engine may be anywhere when others look.
+    if next(rounds) == 1:
+      for leaf in jax.tree.leaves(engine._pools[256]):
+        leaf.delete()
+    advance(size)
+
+  monkeypatch.setattr(engine, '_advance', second_round_fails)
   ear = queue.Queue()
   engine.complete([ask], [ear.put])
-  heard(ear)
-  # As when the device runs out of memory and takes the cache with it.
-  for leaf in jax.tree.leaves(engine._pools[256]):
-    leaf.delete()
+  assert heard(ear).finish is None
   while not isinstance(last := heard(ear), serving.Failure):
     assert last.finish is None
   assert 'sampling' in last.message
@@ -457,20 +476,24 @@ def test_a_full_queue_takes_all_or_nothing(engine):
   assert ears[0].empty()
 
 
-def test_cancelled_rows_make_room_and_are_not_heard_again(engine):
+def test_cancelled_rows_make_room_and_are_not_heard_again(engine, monkeypatch):
+  cancelled = threading.Event()
+  hold(engine, cancelled.is_set, monkeypatch)
   ears = [queue.Queue() for _ in range(QUEUE)]
   asks = [Ask((1, 2, 3), 300, temperature=0.0)] * QUEUE
   entries = engine.complete(asks, [ear.put for ear in ears])
   heard(ears[0])
   engine.cancel(entries)
+  cancelled.set()
   # Whoever comes next finds a row, though those were to go on for long.
   complete(engine, [Ask((4, 5), 3)])
   until(lambda: idle(engine))
   assert all(piece.finish is None for ear in ears for piece in tuple(ear.queue))
 
 
-def test_closing_tells_whoever_waits(tiny, one_device):
+def test_closing_tells_whoever_waits(tiny, one_device, monkeypatch):
   engine = make_engine(tiny, one_device)
+  hold(engine, lambda: engine._closed, monkeypatch)
   ears = [queue.Queue() for _ in range(6)]
   asks = [Ask((1, 2, 3), 300, temperature=0.0)] * 6
   engine.complete(asks, [ear.put for ear in ears])
@@ -1057,17 +1080,13 @@ def test_no_http_at_all(address):
 @pytest.mark.parametrize('stream', [True, False])
 def test_who_hangs_up_frees_the_row(address, engine, stream, monkeypatch):
   until(lambda: idle(engine))
-  rounds, rows, advance = itertools.count(), [], engine._advance
+  rows = []
 
-  def first_rounds(size):
-    """A few rounds, and the next ones when somebody has hung up."""
+  def somebody_left():
     rows.extend(engine._active())
-    advance(size)
-    if next(rounds) == 5:
-      # Not those active now: who hung up in an earlier round has left already.
-      until(lambda: any(row.gone for row in rows))
+    return any(row.gone for row in rows)
 
-  monkeypatch.setattr(engine, '_advance', first_rounds)
+  hold(engine, somebody_left, monkeypatch)
   long = ASK | {'max_tokens': 300, 'temperature': 0, 'stream': stream, 'n': 9}
   with dial(address) as s:
     s.sendall(request('POST', '/v1/completions', json.dumps(long).encode()))
