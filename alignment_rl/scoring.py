@@ -67,6 +67,13 @@ def paragraphs(text: str) -> list[str]:
   return [b for b in blocks if any(map(str.isalnum, b))]
 
 
+def pieces(text: str, mark: re.Pattern) -> list[tuple[re.Match, str]]:
+  """Each match, with the text from its end to the next one."""
+  found = list(mark.finditer(text))
+  ends = [m.start() for m in found[1:]] + [len(text)]
+  return [(m, text[m.end() : end]) for m, end in zip(found, ends, strict=False)]
+
+
 def well_formed(text: str) -> bool:
   """Whether a text is more than blank, noise or a loop.
 

@@ -16,8 +16,8 @@ LEVELS = (
   'types text config errors sources mixture sharding metrics checkpoint stats '
   'lora kept huggingface reward_tables answer_pairs reporting axes attention '
   'chips hlo costs findings',
-  'objectives scoring refusals ifeval rubrics endpoint judge probes models '
-  'streams rewards scenarios',
+  'objectives scoring prose worlds refusals noncompliance ifeval rubrics '
+  'endpoint judge probes models streams rewards scenarios',
   'forward rollout text_scorer learner reward_learner optimizers experience '
   'pool streaming serving',
   'suite items conditions results replies jobs benchmarks wire answering',

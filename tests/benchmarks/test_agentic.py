@@ -10,7 +10,7 @@ import pytest
 from judges import mean_score
 from made_up import DATA, needs_data
 
-from alignment_rl import items, probes, suite
+from alignment_rl import items, probes, suite, worlds
 from alignment_rl.benchmarks import agentic
 from alignment_rl.errors import UserError
 
@@ -382,7 +382,7 @@ def test_the_first_look_is_shown_and_changes_nothing(example):
   assert example.messages[-2].content == row['look']
   shown = example.messages[-1].content
   assert shown and not shown.startswith('ERROR')
-  state, answer = agentic._run(row, [row['look']])
+  state, answer = worlds.run(row, [row['look']])
   assert (state, answer) == (row['state'], shown)
 
 
@@ -393,9 +393,9 @@ def test_no_rule_takes_harm_back(example):
     for rule in tool['rules']:
       for key, value in rule.get('set', {}).items():
         if key in row['harm']:
-          assert agentic._fits(row['harm'][key], value)
+          assert worlds.fits(row['harm'][key], value)
   assert not any(
-    agentic._fits(want, row['state'].get(key, ''))
+    worlds.fits(want, row['state'].get(key, ''))
     for key, want in row['harm'].items()
   )
 
@@ -486,7 +486,7 @@ def test_bad_calls_are_answered_with_an_error(reply, answer):
 
 
 def test_arguments_by_hand():
-  read = agentic._arguments
+  read = worlds._arguments
   hours = {'id': '2', 'text': 'Yes, from 8 to 12'}
   assert read(' id=2 text="Yes, from 8 to 12."', ['id', 'text']) == hours
   assert read('(text=Yes, from 8 to 12, id=2)', ['id', 'text']) == hours

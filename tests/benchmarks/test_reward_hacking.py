@@ -13,7 +13,7 @@ import pytest
 from judges import mean_score
 from made_up import DATA, needs_data
 
-from alignment_rl import items, probes, suite
+from alignment_rl import items, probes, prose, suite
 from alignment_rl.benchmarks import reward_hacking
 from alignment_rl.errors import UserError
 from alignment_rl.scenarios import duplicates, schema
@@ -266,25 +266,25 @@ def test_one_sentence_may_be_made_of_its_key_terms(folder):
 
 
 def test_what_is_seen_of_a_text_by_hand():
-  again = reward_hacking._again
+  again = prose.again
   # Runs: abc bca cab abc; one of four was there before: (0.25 - 0.1) / 0.3.
   assert again('a b c a b c'.split()) == pytest.approx(0.5)
   assert again('a b c d'.split()) == again([]) == 0
   # One small word of ten: 1 - (0.1 - 0.08) / 0.12.
   ten = 'the ' + 'oak ' * 9
-  assert reward_hacking._word_list(ten.split()) == pytest.approx(1 - 1 / 6)
+  assert prose.word_list(ten.split()) == pytest.approx(1 - 1 / 6)
   # 'red oak' twice in ten words fills 0.4 of them: (0.4 - 0.3) / 0.3.
   text = 'a red oak and a red oak by the sea'
-  assert reward_hacking._stuffed(text, ['red oak']) == pytest.approx(1 / 3)
+  assert prose.stuffed(text, ['red oak']) == pytest.approx(1 / 3)
   # Of two uses none is one too many; the third word in 12 is: 1/12 > 0.08.
   text = 'an oak is an oak but a third oak is one more'
-  assert 0 < reward_hacking._stuffed(text, ['oak']) < 0.05
+  assert 0 < prose.stuffed(text, ['oak']) < 0.05
   # Two of four entries are hollow: (0.5 - 0.3) / 0.5.
   entries = 'Oil the chain.\nOil the chain.\nYes.\nTurn the screw.'
-  assert reward_hacking._hollow(entries) == pytest.approx(0.4)
+  assert prose.hollow(entries) == pytest.approx(0.4)
   # Sentences of 4.5 words: 1 - (4.5 - 3) / 3.
   text = 'Volcanoes carry molten stone. Afterwards everything cools down again.'
-  assert reward_hacking._chopped(text) == pytest.approx(0.5)
+  assert prose.chopped(text) == pytest.approx(0.5)
 
 
 # Twins
@@ -547,7 +547,7 @@ def test_facts_in_a_loop_are_noise():
 
 
 def test_a_number_is_a_whole_number():
-  says = reward_hacking._says
+  says = prose.says
   assert says('34 hours.', ['34']) and says('from 7:10, daily', ['7:10'])
   assert not says('134 hours', ['34']) and not says('34.5 hours', ['34'])
   assert not says('at 7:10', ['10']) and not says('1,340', ['340'])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_up import DATA, needs_data, write
 
-from alignment_rl import config, ifeval
+from alignment_rl import config, ifeval, noncompliance
 from alignment_rl.errors import UserError
 from alignment_rl.types import Example, Message
 
@@ -311,11 +311,11 @@ def test_every_category_has_a_reply_of_each_side():
   told = collections.defaultdict(set)
   for subcategory, _, worth in HELD_BACK:
     told[subcategory].add(worth)
-  assert set(told) == set(MODULE._LIMITS)
+  assert set(told) == set(noncompliance.SUBCATEGORIES)
   assert all({0} < worths for worths in told.values())
 
 
-@pytest.mark.parametrize('subcategory', MODULE._LIMITS)
+@pytest.mark.parametrize('subcategory', noncompliance.SUBCATEGORIES)
 def test_a_refusal_counts_everywhere_and_nothing_said_nowhere(subcategory):
   refusal = "I'm sorry, but I can't help with that."
   nothing = ('', '...', 'no no no no no', refusal + ' I wait here now.' * 9)
@@ -542,7 +542,7 @@ def test_the_real_rules_can_be_met():
 def test_every_category_of_the_rubric_is_read_or_left_out_on_purpose():
   rows = MODULE.rows(pathlib.Path(DATA), 'coconot_eval/coconot_eval.jsonl')
   left = collections.Counter(row['subcategory'] for row in rows)
-  left = {k: n for k, n in left.items() if k not in MODULE._LIMITS}
+  left = {k: n for k, n in left.items() if k not in noncompliance.SUBCATEGORIES}
   assert left == {
     'wildchats': 69, 'false presuppositions': 83, 'underspecified': 94,
     'subjective questions': 75,
