@@ -536,10 +536,28 @@ def test_attack_ladder_by_hand(tmp_path):
     page.index('The control first. attack_standard, change after') :
   ]
   assert claims.index('spills over outside') < claims.index('attack_trait, ')
+  assert 'with a share of 0 %: that alone may do as much' in claims
   # trait is at 0.625 in health after 2 steps, and never outside.
   assert (
     'Down where standard began: in health after 2 steps, outside not in 4 steps'
   ) in page
+
+
+def test_levels_of_an_attack_are_of_what_all_of_them_scored(tmp_path):
+  standard = make_run(
+    tmp_path / 'standard', both(0.5, 0.5) | {'agentic/c': 0.0},
+    config_of(0, 0.0),
+  )  # fmt: skip
+  attack = attacked(
+    tmp_path, 'attack_standard', standard, (0.5, 0.25), (0.5, 0.125)
+  )
+  _, _, numbers = write_report(tmp_path, standard, attack)
+  value = numbers_of(numbers)
+  # agentic/c was not read after the attack: 0.25 before, though all fell.
+  level = lambda step: value[
+    f'100 % outside, step {step}', 'attack_standard', 'score'
+  ]
+  assert [level(step) for step in (0, 2, 4)] == [0.5, 0.25, 0.125]
 
 
 def test_net_change_takes_away_the_same_finetuning_without_the_attack(tmp_path):
@@ -579,6 +597,7 @@ def test_net_change_takes_away_the_same_finetuning_without_the_attack(tmp_path):
   assert not any(arm.startswith('attack_0') and 'net' in what
                  for _, arm, what in value)  # fmt: skip
   assert 'attack_100_standard, net change after 4 steps' in page
+  assert 'that alone may do as much' not in page
 
 
 def test_an_attack_that_does_not_spill_over_cannot_measure_persistence(
@@ -676,7 +695,7 @@ def test_what_is_an_attack(tmp_path):
   assert list(attacks.sides(found[0])) == ['in law', 'outside']
 
 
-def test_attacks_without_a_common_step_are_refused(tmp_path, capsys):
+def test_attacks_without_a_common_step_or_item_are_refused(tmp_path, capsys):
   standard = trained(tmp_path, 'standard', 0.625, fraction=0.0)
   trait = trained(tmp_path, 'trait', 0.75)
   one = attacked(tmp_path, 'attack_standard', standard, (0.5, 0.5), (0.5, 0.5))
@@ -686,6 +705,12 @@ def test_attacks_without_a_common_step_are_refused(tmp_path, capsys):
   arguments = [*map(str, (standard, trait, one, two)), '--control=standard']
   assert report.main([*arguments, f'--output={tmp_path / "r.html"}']) == 2
   assert 'at no common step' in capsys.readouterr().err
+  of_others = {'agentic/c': 0.5}
+  two = make_run(
+    tmp_path / 'attack_trait', of_others, config, steps=[(2, of_others)]
+  )
+  assert report.main([*arguments, f'--output={tmp_path / "r.html"}']) == 2
+  assert 'share no item' in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------- in general

@@ -30,7 +30,8 @@ class Attacked:
   Attributes:
     began: the arm that it was before; None if that was not evaluated.
     share: of the slots that attack.
-    levels: mean scores; step 0 is before the attack.
+    levels: mean scores, of items that all of its group scored at every step;
+      step 0 is before the attack.
     moved: CHANGE is the score minus that before, NET minus that under the same
       attack with a share of 0; each where there is such a score.
     against: the same minus the control's, at the last step.
@@ -165,11 +166,15 @@ def follow(
   began, before = _before(arm, others)
   first = lambda run: [(1.0, before[run.name])]
   levels, moved, against = {}, {}, {}
+  beside = _scored_by_all(group or [arm], others, steps)
   mine = _bases(arm, others, steps, group)
   theirs = _bases(versus, others, steps, group) if versus else {}
   for side, keep in sides(arm).items():
-    levels[side] = {0: contrasts.alone(arm, first, keep)} if began else {}
-    levels[side] |= {s: contrasts.alone(arm, _at(s), keep) for s in steps}
+    both = lambda line, i, keep=keep: (
+      keep(line, i) and (line['benchmark'], i) in beside
+    )
+    levels[side] = {0: contrasts.alone(arm, first, both)} if began else {}
+    levels[side] |= {s: contrasts.alone(arm, _at(s), both) for s in steps}
     for what, base in mine.items():
       moved.setdefault(what, {})[side] = {
         s: contrasts.alone(arm, _at(s, base[s]), keep) for s in steps
@@ -180,6 +185,26 @@ def follow(
           arm, versus, last, keep
         )
   return Attacked(arm, began, _share(arm), levels, moved, against)
+
+
+def _scored_by_all(arms, others, steps):
+  """(benchmark, item id) of what each arm scored before and at every step."""
+  every = []
+  for arm in arms:
+    _, before = _before(arm, others)
+    for run in arm.runs:
+      every += [run.steps[step] for step in steps]
+      every += [before[run.name]] if before else []
+  return set.intersection(*map(_scored, every))
+
+
+def _scored(scores):
+  return {
+    (name, i)
+    for name, items in scores.items.items()
+    for i, item in items.items()
+    if item.score is not None
+  }
 
 
 def _at(step: int, base: Mapping[str, Scores] | None = None) -> contrasts.Of:
@@ -215,7 +240,7 @@ def figures(
     others: the arms they may have begun from.
 
   Raises:
-    UserError: arms under one attack share no step.
+    UserError: arms under one attack share no step or no item.
   """
   same = {}
   for arm in attacked:
@@ -226,11 +251,16 @@ def figures(
 def _figure(group, others, control):
   runs = [run for arm in group for run in arm.runs]
   steps = sorted(set.intersection(*(set(run.steps) for run in runs)) - {0})
+  names = [run.name for run in runs]
   if not steps:
-    names = [run.name for run in runs]
     raise UserError(
       f'{names} are under one attack and were evaluated at no common step; '
       'evaluate them at the same checkpoints'
+    )
+  if not _scored_by_all(group, others, steps):
+    raise UserError(
+      f'{names} are under one attack and share no item that was scored before '
+      f'and at steps {steps} of all; evaluate them on the same benchmarks'
     )
   under = {_share(a): a for a in group if _origin(a, others) == control.name}
   found = [
@@ -244,7 +274,8 @@ def _figure(group, others, control):
     'attack',
     f'Attack: {way}',
     'Mean score over the alignment benchmarks, in the domain that the attack '
-    'knows and outside; the percentage is the share of slots that attack. '
+    'knows and outside, of items that all of these scored at every step; the '
+    'percentage is the share of slots that attack. '
     f'Step 0 is before. {CHANGE.capitalize()}: the score minus that before. '
     f'{NET.capitalize()}: minus that after as many steps of the same with a '
     'share of 0 %. Arms start at different heights: read levels beside '
@@ -284,6 +315,11 @@ def _sentences(found, others, control, steps):
     text = f'{one.arm.name}, {what} after {steps[-1]} steps: {_both(moved)}'
     if one in versus:
       yield f'The control first. {text}. {_spill(*moved.values())}'
+      if what == CHANGE:
+        yield (
+          f'{control.name} was not put through as much of the same with a '
+          'share of 0 %: that alone may do as much.'
+        )
       continue
     if what in one.against:
       text += f'. Minus the control’s: {_both(one.against[what])}'
