@@ -673,6 +673,17 @@ def test_seeds_of_an_attack_are_one_arm_though_they_begin_elsewhere(tmp_path):
   assert found.against['change']['outside'].floor == 0.125
 
 
+@pytest.mark.parametrize('name', ['start', 'start_0'])
+def test_seeds_that_begin_from_one_start_are_one_arm(tmp_path, name):
+  start = make_run(tmp_path / name, both(0.5, 0.5), config_of(0))
+  folders = [
+    trained(tmp_path, f'trait_{seed}', 0.75, seed, weights=str(start))
+    for seed in (0, 1)
+  ]
+  arms = read_arms(*folders, start)
+  assert {a.name: len(a.runs) for a in arms} == {'trait': 2, name: 1}
+
+
 def test_what_is_an_attack(tmp_path):
   standard = trained(tmp_path, 'standard', 0.5, fraction=0.0)
   law = dict(reward='inverted', domains=['law'])

@@ -68,7 +68,12 @@ def _stem(name):
 def _without_seed(run, runs):
   config = run.config | {'seed': None}
   began = start(run, runs)
-  if began and (began.config or {}).get('seed') == run.config['seed']:
+  # A start that has no seeds beside it is the same one for all.
+  if (
+    began
+    and (began.config or {}).get('seed') == run.config['seed']
+    and any(_stem(r.name) == _stem(began.name) for r in runs if r is not began)
+  ):
     config['model'] = config['model'] | {'weights': _stem(began.name)}
   return config
 
