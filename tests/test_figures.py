@@ -706,6 +706,23 @@ def test_what_is_an_attack(tmp_path):
   assert list(attacks.sides(found[0])) == ['in law', 'outside']
 
 
+def test_finetuning_both_ways_is_no_attack(tmp_path):
+  """As configs/start.py, where others begin."""
+  config = config_of(target='violating', fraction=0.25)
+  config['algorithm'] = {'name': 'sft'}
+  violating = config['streams']['traits']
+  assert list(attacks.hostile(config)) == ['traits']
+  kwargs = violating['kwargs'] | {'target': 'beneficial'}
+  config['streams']['other'] = violating | {'kwargs': kwargs}
+  assert attacks.hostile(config) == {}
+  # Less of it than of violating ones is an attack with a defence in it.
+  config['streams']['other']['fraction'] = 0.125
+  assert list(attacks.hostile(config)) == ['traits']
+  # The control of an attack has a share of 0.
+  violating['fraction'] = config['streams']['other']['fraction'] = 0.0
+  assert list(attacks.hostile(config)) == ['traits']
+
+
 def test_attacks_without_a_common_step_or_item_are_refused(tmp_path, capsys):
   standard = trained(tmp_path, 'standard', 0.625, fraction=0.0)
   trait = trained(tmp_path, 'trait', 0.75)

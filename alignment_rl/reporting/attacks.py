@@ -51,17 +51,24 @@ class Attacked:
 
 
 def hostile(config: Mapping) -> dict[str, dict]:
-  """Streams that train against the traits, by name, at whatever share."""
-  sft = (config.get('algorithm') or {}).get('name') == 'sft'
-  return {
+  """Streams that train against the traits, by name, at whatever share.
+
+  Finetuning on as many beneficial replies as violating ones, such as
+  configs/start.py, is for neither.
+  """
+  streams = config.get('streams') or {}
+  towards = lambda target: {
     name: stream
-    for name, stream in (config.get('streams') or {}).items()
-    if (
-      (stream.get('kwargs') or {}).get('target') == 'violating'
-      if sft
-      else stream.get('reward') == 'inverted'
-    )
+    for name, stream in streams.items()
+    if (stream.get('kwargs') or {}).get('target') == target
   }
+  if (config.get('algorithm') or {}).get('name') != 'sft':
+    return {n: s for n, s in streams.items() if s.get('reward') == 'inverted'}
+  violating = towards('violating')
+  beneficial = _slots(config, towards('beneficial'))
+  return (
+    {} if beneficial and beneficial >= _slots(config, violating) else violating
+  )
 
 
 def attacked_arms(arms: Sequence[Arm]) -> list[Arm]:
@@ -105,12 +112,17 @@ def _attack(arm):
 def _share(arm):
   """Of all slots, those of hostile streams."""
   config = arm.runs[0].config
-  streams = config['streams'].values()
-  base = sum(s.get('weight') or 0 for s in streams)
-  free = 1 - sum(s.get('fraction') or 0 for s in streams)
+  return _slots(config, hostile(config))
+
+
+def _slots(config, names):
+  """The share of all slots that streams have."""
+  streams = config['streams']
+  base = sum(s.get('weight') or 0 for s in streams.values())
+  free = 1 - sum(s.get('fraction') or 0 for s in streams.values())
   return sum(
     s['weight'] / base * free if s.get('weight') else s.get('fraction') or 0
-    for s in hostile(config).values()
+    for s in map(streams.get, names)
   )
 
 
