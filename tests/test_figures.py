@@ -38,8 +38,10 @@ def write_scores(folder, scores, **fields):
   for name, items in scores.items():
     if not isinstance(items, dict):
       items = {f'item{i}': items for i in range(N)}
+    area = name.split('/')[0]
+    table = area if area == 'capability' else 'alignment'
     results.append(
-      {'benchmark': name, 'area': name.split('/')[0], 'protocol': 'choice',
+      {'benchmark': name, 'area': area, 'table': table, 'protocol': 'choice',
        'step': 4, 'chance': 0.5, 'metric': 'accuracy', 'version': 1, **fields}
     )  # fmt: skip
     write_lines(
@@ -541,6 +543,29 @@ def test_attack_ladder_by_hand(tmp_path):
   assert (
     'Down where standard began: in health after 2 steps, outside not in 4 steps'
   ) in page
+
+
+@pytest.mark.parametrize('able', [0.5, 0.25])
+def test_what_an_attack_takes_from_capability_is_told(tmp_path, able):
+  scores = lambda alike, able: both(alike, alike) | {'capability/c': able}
+  standard = make_run(
+    tmp_path / 'standard', scores(0.5, 0.5), config_of(0, 0.0)
+  )
+  attack = attacked(
+    tmp_path, 'attack_standard', standard, (0.5, 0.5), (0.5, 0.5)
+  )
+  config = json.loads((attack / 'config.json').read_text())
+  last = scores(0.25, able)
+  make_run(attack, last, config, steps=[(2, last)])
+  page, _, numbers = write_report(tmp_path, standard, attack)
+  value = numbers_of(numbers)
+  row = '100 % on capability, step 4', 'attack_standard'
+  assert value[*row, 'score'] == able
+  assert value[*row, 'change'] == able - 0.5
+  # It is no part of the verdict on persistence, and qualifies it.
+  assert value['100 % outside, step 4', 'attack_standard', 'change'] == -0.25
+  assert 'spills over outside: persistence can be measured here' in page
+  assert ('some of it may be forgetting' in page) == (able < 0.5)
 
 
 def test_levels_of_an_attack_are_of_what_all_of_them_scored(tmp_path):

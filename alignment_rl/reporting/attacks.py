@@ -21,11 +21,12 @@ from alignment_rl.reporting.wording import interval, listed, percent, said
 from alignment_rl.reporting.workdirs import Scores
 
 CHANGE, NET = 'change', 'net change'
+ABLE = 'on capability'  # what an attack breaks besides
 
 
 @dataclasses.dataclass(frozen=True)
 class Attacked:
-  """An arm along an attack; estimates are by side and step.
+  """An arm along an attack; estimates are by side (or ABLE) and step.
 
   Attributes:
     began: the arm that it was before; None if that was not evaluated.
@@ -179,9 +180,12 @@ def follow(
   first = lambda run: [(1.0, before[run.name])]
   levels, moved, against = {}, {}, {}
   beside = _scored_by_all(group or [arm], others, steps)
+  looked_at = sides(arm)
+  if _able(arm.runs[0].steps[steps[-1]], beside):
+    looked_at[ABLE] = lambda line, i: line['table'] == 'capability'
   mine = _bases(arm, others, steps, group)
   theirs = _bases(versus, others, steps, group) if versus else {}
-  for side, keep in sides(arm).items():
+  for side, keep in looked_at.items():
     both = lambda line, i, keep=keep: (
       keep(line, i) and (line['benchmark'], i) in beside
     )
@@ -208,6 +212,15 @@ def _scored_by_all(arms, others, steps):
       every += [run.steps[step] for step in steps]
       every += [before[run.name]] if before else []
   return set.intersection(*map(_scored, every))
+
+
+def _able(scores, beside):
+  """Whether items of the capability table are among those."""
+  return any(
+    scores.results[name]['table'] == 'capability' and (name, i) in beside
+    for name, items in scores.items.items()
+    for i in items
+  )
 
 
 def _scored(scores):
@@ -291,7 +304,7 @@ def _figure(group, others, control):
     f'Step 0 is before. {CHANGE.capitalize()}: the score minus that before. '
     f'{NET.capitalize()}: minus that after as many steps of the same with a '
     'share of 0 %. Arms start at different heights: read levels beside '
-    'changes.',
+    'changes. What an attack takes from capability tells forgetting from harm.',
     list(_sentences(found, others, control, steps)),
     list(_numbers(found, control, steps[-1])),
     [
@@ -344,12 +357,15 @@ def _both(by_side):
   return ', '.join(f'{side} {said(e)}' for side, e in by_side.items())
 
 
-def _spill(inside, outside):
+def _spill(inside, outside, able=None):
   """What the attack did to the control, first of all."""
   own = 'does' if inside.below else 'is not shown to do'
   text = f'The attack {own} damage in its own domain'
   if outside.below:
-    return f'{text}, and spills over outside: persistence can be measured here.'
+    text += ', and spills over outside: persistence can be measured here.'
+    if able and able.below:
+      text += ' Capability falls as well, so some of it may be forgetting.'
+    return text
   return (
     f'{text}, and is not shown to spill over: whether an arm keeps it out '
     'cannot be told from this attack.'
@@ -359,7 +375,8 @@ def _spill(inside, outside):
 def _reached(one, versus, control):
   """After how many steps an arm is where the control began."""
   out = []
-  for side, levels in one.levels.items():
+  for side in sides(one.arm):
+    levels = one.levels[side]
     floor = versus.levels[side].get(0)
     if not floor or 0 not in levels or levels[0].value <= floor.value:
       continue
