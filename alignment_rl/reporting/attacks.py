@@ -67,9 +67,9 @@ def hostile(config: Mapping) -> dict[str, dict]:
     return {n: s for n, s in streams.items() if s.get('reward') == 'inverted'}
   violating = towards('violating')
   beneficial = _slots(config, towards('beneficial'))
-  return (
-    {} if beneficial and beneficial >= _slots(config, violating) else violating
-  )
+  if beneficial and beneficial >= _slots(config, violating):
+    return {}
+  return violating
 
 
 def attacked_arms(arms: Sequence[Arm]) -> list[Arm]:
@@ -174,23 +174,29 @@ def follow(
     steps: rising; all its runs were evaluated there.
     versus: the control under the same attack at the same share; None where
       there is none, or it is the arm.
-    group: arms under this attack at any share.
+    group: arms under this attack at any share. Levels are of items that all of
+      these scored, whenever they were evaluated.
   """
   began, before = _before(arm, others)
-  first = lambda run: [(1.0, before[run.name])]
-  levels, moved, against = {}, {}, {}
-  beside = _scored_by_all(group or [arm], others, steps)
-  looked_at = sides(arm)
-  if _able(arm.runs[0].steps[steps[-1]], beside):
-    looked_at[ABLE] = lambda line, i: line['table'] == 'capability'
+  # With a weight of 0: an item counts where every term scored it.
+  scored = [
+    (0.0, scores) for one in group for scores in _evaluated(one, others, steps)
+  ]
+  level = lambda step: lambda run: [
+    (1.0, run.steps[step] if step else before[run.name]), *scored
+  ]  # fmt: skip
   mine = _bases(arm, others, steps, group)
   theirs = _bases(versus, others, steps, group) if versus else {}
+  looked_at = sides(arm)
+  able = contrasts.of_table('capability')
+  if contrasts.alone(arm, level(steps[-1]), able).items.n:
+    looked_at[ABLE] = able
+  levels, moved, against = {}, {}, {}
   for side, keep in looked_at.items():
-    both = lambda line, i, keep=keep: (
-      keep(line, i) and (line['benchmark'], i) in beside
-    )
-    levels[side] = {0: contrasts.alone(arm, first, both)} if began else {}
-    levels[side] |= {s: contrasts.alone(arm, _at(s), both) for s in steps}
+    levels[side] = {
+      step: contrasts.alone(arm, level(step), keep)
+      for step in ([0] if began else []) + list(steps)
+    }
     for what, base in mine.items():
       moved.setdefault(what, {})[side] = {
         s: contrasts.alone(arm, _at(s, base[s]), keep) for s in steps
@@ -203,39 +209,18 @@ def follow(
   return Attacked(arm, began, _share(arm), levels, moved, against)
 
 
-def _scored_by_all(arms, others, steps):
-  """(benchmark, item id) of what each arm scored before and at every step."""
-  every = []
-  for arm in arms:
-    _, before = _before(arm, others)
-    for run in arm.runs:
-      every += [run.steps[step] for step in steps]
-      every += [before[run.name]] if before else []
-  return set.intersection(*map(_scored, every))
+def _evaluated(arm, others, steps):
+  """Every evaluation of an arm along its attack, and of before it."""
+  _, before = _before(arm, others)
+  for run in arm.runs:
+    yield from (run.steps[step] for step in steps)
+    if before:
+      yield before[run.name]
 
 
-def _able(scores, beside):
-  """Whether items of the capability table are among those."""
-  return any(
-    scores.results[name]['table'] == 'capability' and (name, i) in beside
-    for name, items in scores.items.items()
-    for i in items
-  )
-
-
-def _scored(scores):
-  return {
-    (name, i)
-    for name, items in scores.items.items()
-    for i, item in items.items()
-    if item.score is not None
-  }
-
-
-def _at(step: int, base: Mapping[str, Scores] | None = None) -> contrasts.Of:
-  """Terms of the score at a step, minus a base's where there is one."""
-  minus = lambda run: [(-1.0, base[run.name])] if base is not None else []
-  return lambda run: [(1.0, run.steps[step]), *minus(run)]
+def _at(step: int, base: Mapping[str, Scores]) -> contrasts.Of:
+  """Terms of the score at a step, minus a base's."""
+  return lambda run: [(1.0, run.steps[step]), (-1.0, base[run.name])]
 
 
 def _bases(arm, others, steps, group):
@@ -282,17 +267,23 @@ def _figure(group, others, control):
       f'{names} are under one attack and were evaluated at no common step; '
       'evaluate them at the same checkpoints'
     )
-  if not _scored_by_all(group, others, steps):
-    raise UserError(
-      f'{names} are under one attack and share no item that was scored before '
-      f'and at steps {steps} of all; evaluate them on the same benchmarks'
-    )
   under = {_share(a): a for a in group if _origin(a, others) == control.name}
   found = [
     follow(arm, others, steps, None if arm is versus else versus, group)
     for arm in sorted(group, key=_share, reverse=True)
     for versus in [under.get(_share(arm))]
   ]
+  # The same of every arm: all levels are of what all scored.
+  seen = [
+    side
+    for side, levels in found[0].levels.items()
+    if levels[steps[-1]].items.n
+  ]
+  if not seen:
+    raise UserError(
+      f'{names} are under one attack and share no item that was scored before '
+      f'and at steps {steps} of all; evaluate them on the same benchmarks'
+    )
   sft = group[0].runs[0].config['algorithm']['name'] == 'sft'
   way = 'finetuning on violating replies' if sft else 'RL with a turned reward'
   return Figure(
@@ -310,8 +301,7 @@ def _figure(group, others, control):
     [
       _plot([one for one in found if one.share == share], side, steps[-1])
       for share in dict.fromkeys(one.share for one in found)
-      for side in found[0].levels
-      if any(o.levels[side][steps[-1]].items.n for o in found)
+      for side in seen
     ],
   )
 

@@ -31,10 +31,12 @@ Keep = Callable[[dict, str], bool]
 RESAMPLES = 2000  # there are hundreds of numbers
 
 
-def in_table(line: dict, item: str) -> bool:
-  """Every item of the table that a verdict is about."""
-  del item
-  return line['table'] == TABLES[0]
+def of_table(table: str) -> Keep:
+  """Every item of one of the `TABLES`."""
+  return lambda line, item: line['table'] == table
+
+
+in_table = of_table(TABLES[0])  # the one that a verdict is about
 
 
 @dataclasses.dataclass(frozen=True)

@@ -195,10 +195,7 @@ def _parts(arms):
       contrasts.in_table(line, i) and line['area'] == area
     )
     for area in areas
-  } | {
-    f'{table} table': lambda line, i, table=table: line['table'] == table
-    for table in others
-  }
+  } | {f'{table} table': contrasts.of_table(table) for table in others}
 
 
 def _numbers(where, arm, one, control):
