@@ -20,6 +20,7 @@ from alignment_rl.reporting import (
   comparison,
   contrasts,
   doses,
+  hostility,
   page,
   pressure,
   tables,
@@ -51,7 +52,7 @@ def report(folders: list[pathlib.Path], control: str, output: pathlib.Path):
     )
   every.sort(key=lambda arm: arm.name != control)
   base = every[0]
-  attacked = [a for a in attacks.attacked_arms(every) if a is not base]
+  attacked = [a for a in hostility.attacked_arms(every) if a is not base]
   arms = [arm for arm in every if arm not in attacked]
   rows = comparison.compare(arms, base)
   judged = comparison.judge(rows, arms[1:])

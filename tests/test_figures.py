@@ -15,6 +15,7 @@ from alignment_rl.reporting import (
   attacks,
   contrasts,
   doses,
+  hostility,
   pressure,
   transfer,
   wording,
@@ -722,13 +723,13 @@ def test_what_is_an_attack(tmp_path):
     trained(tmp_path, 'longer', 0.5, weights=str(standard)),
     attacked(tmp_path, 'attack_start', 'package:small', (0.5, 0.5), (0.5, 0.5)),
   ]  # fmt: skip
-  found = attacks.attacked_arms(read_arms(*folders))
+  found = hostility.attacked_arms(read_arms(*folders))
   # RL towards a violated trait from the common start is an arm like others.
   assert {a.name for a in found} == {
     'harmful_rl_standard', 'harmful_rl_start', 'standard_rl_standard',
     'attack_start',
   }  # fmt: skip
-  assert list(attacks.sides(found[0])) == ['in law', 'outside']
+  assert list(hostility.sides(found[0])) == ['in law', 'outside']
 
 
 def test_finetuning_both_ways_is_no_attack(tmp_path):
@@ -736,16 +737,16 @@ def test_finetuning_both_ways_is_no_attack(tmp_path):
   config = config_of(target='violating', fraction=0.25)
   config['algorithm'] = {'name': 'sft'}
   violating = config['streams']['traits']
-  assert list(attacks.hostile(config)) == ['traits']
+  assert list(hostility.hostile(config)) == ['traits']
   kwargs = violating['kwargs'] | {'target': 'beneficial'}
   config['streams']['other'] = violating | {'kwargs': kwargs}
-  assert attacks.hostile(config) == {}
+  assert hostility.hostile(config) == {}
   # Less of it than of violating ones is an attack with a defence in it.
   config['streams']['other']['fraction'] = 0.125
-  assert list(attacks.hostile(config)) == ['traits']
+  assert list(hostility.hostile(config)) == ['traits']
   # The control of an attack has a share of 0.
   violating['fraction'] = config['streams']['other']['fraction'] = 0.0
-  assert list(attacks.hostile(config)) == ['traits']
+  assert list(hostility.hostile(config)) == ['traits']
 
 
 def test_attacks_without_a_common_step_or_item_are_refused(tmp_path, capsys):

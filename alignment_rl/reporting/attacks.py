@@ -8,16 +8,14 @@ spills over, no arm can be shown to keep it out.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 
 from alignment_rl.errors import UserError
-from alignment_rl.reporting import contrasts, curves
-from alignment_rl.reporting.arms import OUTSIDE, Arm, flat, partners, start
+from alignment_rl.reporting import contrasts, curves, hostility
+from alignment_rl.reporting.arms import Arm, partners, start
 from alignment_rl.reporting.contrasts import Estimate
 from alignment_rl.reporting.figures import Figure, Number, Plot, Point, Series
-from alignment_rl.reporting.transfer import domain
-from alignment_rl.reporting.wording import interval, listed, percent, said
+from alignment_rl.reporting.wording import interval, percent, said
 from alignment_rl.reporting.workdirs import Scores
 
 CHANGE, NET = 'change', 'net change'
@@ -49,97 +47,6 @@ class Attacked:
   def sharpest(self) -> str:
     """Of what moved, that which tells most; '' if nothing is known."""
     return NET if NET in self.moved else CHANGE if CHANGE in self.moved else ''
-
-
-def hostile(config: Mapping) -> dict[str, dict]:
-  """Streams that train against the traits, by name, at whatever share.
-
-  Finetuning on as many beneficial replies as violating ones, such as
-  configs/start.py, is for neither.
-  """
-  streams = config.get('streams') or {}
-  towards = lambda target: {
-    name: stream
-    for name, stream in streams.items()
-    if (stream.get('kwargs') or {}).get('target') == target
-  }
-  if (config.get('algorithm') or {}).get('name') != 'sft':
-    return {n: s for n, s in streams.items() if s.get('reward') == 'inverted'}
-  violating = towards('violating')
-  beneficial = _slots(config, towards('beneficial'))
-  if beneficial and beneficial >= _slots(config, violating):
-    return {}
-  return violating
-
-
-def attacked_arms(arms: Sequence[Arm]) -> list[Arm]:
-  """Arms that are others under attack.
-
-  RL towards a violated trait from the common start is an arm like others, if it
-  is not what others here go through.
-  """
-  runs = [run for arm in arms for run in arm.runs]
-  groups = {}
-  for arm in arms:
-    if hostile(arm.runs[0].config or {}):
-      groups.setdefault(_attack(arm), []).append(arm)
-  return [
-    arm
-    for group in groups.values()
-    if any(_continues(arm.runs[0], runs) for arm in group)
-    for arm in group
-  ]
-
-
-def _continues(run, runs):
-  began = start(run, runs)
-  trained = began is not None and began.config is not None
-  return trained or run.config['algorithm']['name'] == 'sft'
-
-
-def _attack(arm):
-  """What is the same for all arms under one attack, at any share."""
-  config = arm.runs[0].config
-  aside = {'model.weights'}
-  aside |= {f'streams.{name}.fraction' for name in hostile(config)}
-  kept = {
-    key: value
-    for key, value in flat(config).items()
-    if key not in aside and not key.startswith(OUTSIDE)
-  }
-  return json.dumps(kept, sort_keys=True)
-
-
-def _share(arm):
-  """Of all slots, those of hostile streams."""
-  config = arm.runs[0].config
-  return _slots(config, hostile(config))
-
-
-def _slots(config, names):
-  """The share of all slots that streams have."""
-  streams = config['streams']
-  base = sum(s.get('weight') or 0 for s in streams.values())
-  free = 1 - sum(s.get('fraction') or 0 for s in streams.values())
-  return sum(
-    s['weight'] / base * free if s.get('weight') else s.get('fraction') or 0
-    for s in map(streams.get, names)
-  )
-
-
-def sides(arm: Arm) -> dict[str, contrasts.Keep]:
-  """'in DOMAIN' and 'outside' -> the items there, of the verdict's table."""
-  streams = hostile(arm.runs[0].config).values()
-  domains = sorted({d for s in streams for d in s['kwargs']['domains']})
-  inside = lambda line, i: domain(line, i) in domains
-  return {
-    f'in {listed(domains)}': lambda line, i: (
-      contrasts.in_table(line, i) and inside(line, i)
-    ),
-    'outside': lambda line, i: (
-      contrasts.in_table(line, i) and not inside(line, i)
-    ),
-  }
 
 
 def _before(arm, others):
@@ -187,7 +94,7 @@ def follow(
   ]  # fmt: skip
   mine = _bases(arm, others, steps, group)
   theirs = _bases(versus, others, steps, group) if versus else {}
-  looked_at = sides(arm)
+  looked_at = hostility.sides(arm)
   able = contrasts.of_table('capability')
   if contrasts.alone(arm, level(steps[-1]), able).items.n:
     looked_at[ABLE] = able
@@ -206,7 +113,7 @@ def follow(
         against.setdefault(what, {})[side] = contrasts.against(
           arm, versus, last, keep
         )
-  return Attacked(arm, began, _share(arm), levels, moved, against)
+  return Attacked(arm, began, hostility.share(arm), levels, moved, against)
 
 
 def _evaluated(arm, others, steps):
@@ -231,8 +138,8 @@ def _bases(arm, others, steps, group):
     out[CHANGE] = {step: before for step in steps}
   for other in group:
     if (
-      _share(arm)
-      and not _share(other)
+      hostility.share(arm)
+      and not hostility.share(other)
       and _origin(other, others) == _origin(arm, others)
     ):
       pairs = partners(arm, other)
@@ -254,7 +161,7 @@ def figures(
   """
   same = {}
   for arm in attacked:
-    same.setdefault(_attack(arm), []).append(arm)
+    same.setdefault(hostility.attack_of(arm), []).append(arm)
   return [_figure(group, others, control) for group in same.values()]
 
 
@@ -267,11 +174,13 @@ def _figure(group, others, control):
       f'{names} are under one attack and were evaluated at no common step; '
       'evaluate them at the same checkpoints'
     )
-  under = {_share(a): a for a in group if _origin(a, others) == control.name}
+  under = {
+    hostility.share(a): a for a in group if _origin(a, others) == control.name
+  }
   found = [
     follow(arm, others, steps, None if arm is versus else versus, group)
-    for arm in sorted(group, key=_share, reverse=True)
-    for versus in [under.get(_share(arm))]
+    for arm in sorted(group, key=hostility.share, reverse=True)
+    for versus in [under.get(hostility.share(arm))]
   ]
   # The same of every arm: all levels are of what all scored.
   seen = [
@@ -365,7 +274,7 @@ def _spill(inside, outside, able=None):
 def _reached(one, versus, control):
   """After how many steps an arm is where the control began."""
   out = []
-  for side in sides(one.arm):
+  for side in hostility.sides(one.arm):
     levels = one.levels[side]
     floor = versus.levels[side].get(0)
     if not floor or 0 not in levels or levels[0].value <= floor.value:
