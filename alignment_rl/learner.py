@@ -263,7 +263,9 @@ def make_update(
       clip_high=settings.clip_high,
     )
     kl = objectives.kl_k2(logprobs, batch.reference_logprobs)
-    token = policy + settings.kl * kl
+    token = policy
+    if settings.kl:  # else the reference may be unread, NaN
+      token += settings.kl * kl
     if settings.value:
       token += settings.value * objectives.value_loss(
         values, batch.values, batch.returns, clip=settings.value_clip

@@ -132,9 +132,10 @@ def plan(
     rows = given[1].shape[0]
     drawn = B * run.sampler.group
     add('judge', scorer.program, given, None, -(-drawn // rows), (name,))
-  calls = 2 if run.algorithm.name == 'ppo' else 1
-  given = (reference, rolled)
-  add('scores', run.scores, given, None, calls, ('reference',))
+  if run.algorithm.reads_reference:
+    calls = 2 if run.algorithm.name == 'ppo' else 1
+    given = (reference, rolled)
+    add('scores', run.scores, given, None, calls, ('reference',))
   # Every micro-batch is read once, in the pass of whichever stream.
   trips = b.micro_batches / streams
   plain = programs.make(

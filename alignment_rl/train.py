@@ -131,8 +131,10 @@ def train(config, workdir: str) -> None:
     learned = experience.take(host, chosen)
     of_chosen = lambda x, at=chosen: np.take_along_axis(x, at, 1)
     rolled = sharding.to_global(learned, sharding.rows(mesh))
-    reference_logprobs = sharding.to_host(run.scores(reference, rolled)[0])
-    values = np.zeros_like(reference_logprobs)
+    reference_logprobs = np.full_like(learned.logprobs, np.nan)
+    if algorithm.reads_reference:
+      reference_logprobs = sharding.to_host(run.scores(reference, rolled)[0])
+    values = np.zeros_like(learned.logprobs)
     if algorithm.name == 'ppo':
       values = sharding.to_host(run.policy_scores(policy, rolled)[1])
     watch.lap('reference')

@@ -127,6 +127,10 @@ def test_judges_with_weights_of_their_own_are_held_too():
 
 def test_demonstrations_need_no_sampler_and_no_judge():
   tasks, _ = preflight.plan(tiny(sft), _meshes())
+  assert [t.name for t in tasks] == ['update']
+  c = tiny(sft)
+  c.algorithm.kl = 0.1
+  tasks, _ = preflight.plan(c, _meshes())
   assert [t.name for t in tasks] == ['scores', 'update']
 
 

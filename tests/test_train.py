@@ -74,6 +74,28 @@ def test_sft_lowers_the_loss_of_its_demonstrations(tmp_path):
   assert nll[-1] < nll[0] - 1
 
 
+def test_sft_that_nothing_pulls_back_does_not_read_the_reference(tmp_path):
+  """It learns the same, to rounding, and does not know its KL."""
+  found = {}
+  for name, kl, kl_in in (
+    ('read', 1e-30, 'loss'), ('unread', 0.0, 'loss'), ('in reward', 0.0, 'reward')
+  ):  # fmt: skip
+    c = sft.get_config('tiny')
+    c.algorithm.update(kl=kl, kl_in=kl_in)
+    c.steps = 2
+    c.batch.update(prompts=8, micro_batches=1)
+    c.log.gradient_every = 0
+    train.train(c, tmp_path / name)
+    found[name] = lines(tmp_path / name)
+  of = lambda name, run: [line[name] for line in found[run]]
+  assert of('kl/traits', 'read')[0] == 0 < of('kl/traits', 'read')[1]
+  for other in ('unread', 'in reward'):
+    assert of('kl/traits', other) == [None] * 2
+    for name in ('loss', 'nll/traits', 'gradient_norm', 'update_norm'):
+      expected = pytest.approx(of(name, 'read'), rel=1e-6)
+      assert of(name, other) == expected, name
+
+
 # What is set wrong, and what the sentence must name.
 WRONG = {
   'reward': ({'streams.traits.reward': 'nope'}, "rewards 'nope'"),
