@@ -624,6 +624,10 @@ def test_net_change_takes_away_the_same_finetuning_without_the_attack(tmp_path):
                  for _, arm, what in value)  # fmt: skip
   assert 'attack_100_standard, net change after 4 steps' in page
   assert 'that alone may do as much' not in page
+  # Drawn by step, as levels are, whose wide intervals would hide it.
+  drawn = page[page.index('net change outside, points') :]
+  assert 'attack_100_trait, step 4: -12.5 ' in drawn
+  assert 'change in health, points' in page.replace('net change', '')
 
 
 def test_an_attack_that_does_not_spill_over_cannot_measure_persistence(

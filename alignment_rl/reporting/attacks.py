@@ -208,9 +208,9 @@ def _figure(group, others, control):
     list(_sentences(found, others, control, steps)),
     list(_numbers(found, control, steps[-1])),
     [
-      _plot([one for one in found if one.share == share], side, steps[-1])
+      plot
       for share in dict.fromkeys(one.share for one in found)
-      for side in seen
+      for plot in _plots([o for o in found if o.share == share], seen, steps)
     ],
   )
 
@@ -302,25 +302,40 @@ def _numbers(found, control, last):
             yield Number(*row, label, one.against[what][side])
 
 
-def _plot(found, side, last):
+def _plots(found, sides, steps):
+  """Of one share, by side: levels, and what moved, which intervals of levels,
+  wide with how items differ, would hide."""
+  yield from (
+    _plot(f'score {side}, points', [(o, o.levels[side]) for o in found], steps)
+    for side in sides
+  )
+  for what in (NET, CHANGE):
+    known = [one for one in found if one.sharpest == what]
+    for side in sides if known else ():
+      moved = [(one, one.moved[what][side]) for one in known]
+      yield _plot(f'{what} {side}, points', moved, steps)
+
+
+def _plot(title, drawn, steps):
+  """A line for each (arm under attack, step -> estimate)."""
   series, ends = [], []
-  for one in found:
+  for one, by_step in drawn:
     name = one.began.name if one.began else one.arm.name
     placed = [
       Point(
-        step / last, e.value, e.items.low, e.items.high,
+        step / steps[-1], e.value, e.items.low, e.items.high,
         f'{one.arm.name}, step {step}: {interval(e.items, "")}, n {e.items.n}',
       )
-      for step, e in one.levels[side].items()
+      for step, e in by_step.items()
       if e.items.n
     ]  # fmt: skip
     ends += [y for p in placed for y in (p.y, p.low, p.high) if y == y]
     series.append(Series(name, name, placed))
-  steps = sorted({s for one in found for s in one.levels[side]})
+  marks = sorted({s for _, by_step in drawn for s in by_step})
   return Plot(
-    f'score {side}, points',
-    f'step of the attack at {percent(found[0].share)}',
-    [(s / last, str(s)) for s in steps],
+    title,
+    f'step of the attack at {percent(drawn[0][0].share)}',
+    [(s / steps[-1], str(s)) for s in marks],
     curves.ticks(min(ends), max(ends)),
     series,
   )
