@@ -154,8 +154,8 @@ def get_config() -> ConfigDict:
   c.algorithm.temperature = 1.0  # of sampling and of the trained policy
   c.algorithm.clip_low = 0.2  # ratio is clipped to [1 - low, 1 + high]
   c.algorithm.clip_high = 0.2
-  # Coefficient of the KL to the reference, per nat. With 0, sft does not read the
-  # reference, and its `kl` is unknown.
+  # Coefficient of the KL to the reference, per nat. With 0, sft does not read
+  # the reference, and its `kl` is unknown.
   c.algorithm.kl = 0.05
   c.algorithm.kl_in = 'loss'  # 'loss' (k2 per token) | 'reward' (k1)
   # prompts of each stream that the reference answers before the first step: its

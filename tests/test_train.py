@@ -78,8 +78,10 @@ def test_sft_that_nothing_pulls_back_does_not_read_the_reference(tmp_path):
   """It learns the same, to rounding, and does not know its KL."""
   found = {}
   for name, kl, kl_in in (
-    ('read', 1e-30, 'loss'), ('unread', 0.0, 'loss'), ('in reward', 0.0, 'reward')
-  ):  # fmt: skip
+    ('read', 1e-30, 'loss'),
+    ('unread', 0.0, 'loss'),
+    ('in reward', 0.0, 'reward'),
+  ):
     c = sft.get_config('tiny')
     c.algorithm.update(kl=kl, kl_in=kl_in)
     c.steps = 2
