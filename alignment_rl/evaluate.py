@@ -283,7 +283,10 @@ def _output(source, several):
     return folder / pathlib.Path(source).name if several else folder
   place = checkpoint.workdir_at(source)
   if not place:
-    raise UserError('--output is missing; say where to write the results')
+    raise UserError(
+      f'{source} is no workdir with checkpoints, in which results would be '
+      'written; correct --checkpoint, or say --output=FOLDER'
+    )
   folder, step = place
   if pathlib.Path(source) == folder:
     return folder / 'evaluation'

@@ -264,6 +264,12 @@ def test_evaluate_names_the_public_sets_that_are_missing(straight, tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
+def test_evaluate_names_a_checkpoint_that_is_not_there(tmp_path):
+  done = run('evaluate', f'--checkpoint={tmp_path}/nope@4', check=False)
+  assert done.returncode == 2 and 'Traceback' not in done.stderr
+  assert f'{tmp_path}/nope@4 is no workdir with checkpoints' in done.stderr
+
+
 def test_chat_answers_and_leaves_at_the_end_of_input(straight):
   done = subprocess.run(
     command('chat', f'--checkpoint={straight}', '--completion_length=4'),
