@@ -286,7 +286,7 @@ def make_batch(
     credit = advantages.sum(-1) / np.maximum(host.lengths, 1)
   else:
     values = returns = np.zeros_like(host.logprobs)
-    if a.kl and a.kl_in == 'reward':
+    if a.kl_in == 'reward':
       k1 = np.where(mask(host), host.logprobs - reference, 0.0).sum(-1)
       rewards = rewards - a.kl * k1
     method = 'dr_grpo' if a.name == 'sft' else a.name

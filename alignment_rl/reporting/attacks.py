@@ -208,9 +208,10 @@ def _figure(group, others, control):
     list(_sentences(found, others, control, steps)),
     list(_numbers(found, control, steps[-1])),
     [
-      plot
+      _plot(what, side, drawn, steps)
       for share in dict.fromkeys(one.share for one in found)
-      for plot in _plots([o for o in found if o.share == share], seen, steps)
+      for what, drawn in _drawn([o for o in found if o.share == share])
+      for side in seen
     ],
   )
 
@@ -302,38 +303,36 @@ def _numbers(found, control, last):
             yield Number(*row, label, one.against[what][side])
 
 
-def _plots(found, sides, steps):
-  """Of one share, by side: levels, and what moved, which intervals of levels,
-  wide with how items differ, would hide."""
-  yield from (
-    _plot(f'score {side}, points', [(o, o.levels[side]) for o in found], steps)
-    for side in sides
-  )
+def _drawn(found):
+  """What is drawn -> (arm under attack, side -> its estimates), of one share.
+
+  What moved stands beside levels, whose intervals, wide with how items differ,
+  would hide it.
+  """
+  yield 'score', [(one, one.levels) for one in found]
   for what in (NET, CHANGE):
-    known = [one for one in found if one.sharpest == what]
-    for side in sides if known else ():
-      moved = [(one, one.moved[what][side]) for one in known]
-      yield _plot(f'{what} {side}, points', moved, steps)
+    known = [(o, o.moved[what]) for o in found if o.sharpest == what]
+    if known:
+      yield what, known
 
 
-def _plot(title, drawn, steps):
-  """A line for each (arm under attack, step -> estimate)."""
+def _plot(what, side, drawn, steps):
   series, ends = [], []
-  for one, by_step in drawn:
+  for one, by_side in drawn:
     name = one.began.name if one.began else one.arm.name
     placed = [
       Point(
         step / steps[-1], e.value, e.items.low, e.items.high,
         f'{one.arm.name}, step {step}: {interval(e.items, "")}, n {e.items.n}',
       )
-      for step, e in by_step.items()
+      for step, e in by_side[side].items()
       if e.items.n
     ]  # fmt: skip
     ends += [y for p in placed for y in (p.y, p.low, p.high) if y == y]
     series.append(Series(name, name, placed))
-  marks = sorted({s for _, by_step in drawn for s in by_step})
+  marks = sorted({s for _, by_side in drawn for s in by_side[side]})
   return Plot(
-    title,
+    f'{what} {side}, points',
     f'step of the attack at {percent(drawn[0][0].share)}',
     [(s / steps[-1], str(s)) for s in marks],
     curves.ticks(min(ends), max(ends)),
